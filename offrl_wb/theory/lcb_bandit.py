@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from ..core.random import argmax_random_ties, stream
 from ..worlds.bandits import rare_lucky_arm, sample_reward_sums
 
-# %% ../../nbs/theory/01_lcb_bandit.ipynb #e550a55a
+# %% ../../nbs/theory/01_lcb_bandit.ipynb #2cbbb0a1
 Unseen = Literal["paper", "never"]
 
 
@@ -25,7 +25,7 @@ def hoeffding_width(
 ) -> np.ndarray:
     """Confidence width `sqrt(penalty * log_term / N)`, and 1 where `N = 0`.
 
-    `counts` `(..., A)`; `log_term` is `log(2 |A| / delta)` in Algorithm 1 and broadcasts against it.
+    `counts` `(..., A)`; `log_term`, `log(2 |A| / delta)` in Algorithm 1, broadcasts against it.
     Source: Rashidinejad et al. 2021, Algorithm 1 [from memory; constants derived].
     """
     return np.where(counts > 0, np.sqrt(penalty * log_term / np.maximum(counts, 1)), 1.0)

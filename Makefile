@@ -1,0 +1,50 @@
+# make report | test | lab | browser; see CONTRIBUTING.md for the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: report test lab browser export outputs scale benchmarks clean
+
+report: $(READY)  ## write the LCB report on the field experiment into reports/
+	$(BIN)/offrl-wb report lcb_contextual -o reports
+
+test: $(READY)  ## all checks and tests
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+
+# Any change of what is needed, or of the pins, installs again; otherwise nothing is done.
+$(READY): settings.ini setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "offrl_wb needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+browser: $(READY)  ## install a Chromium for the browser tests, if there is none
+	@if $(BIN)/python -m tests.browser.chromium; then :; \
+	elif command -v apt-get >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
+	  else sudo apt-get update -qq && sudo apt-get install -y -qq chromium; fi; \
+	else $(BIN)/python -m playwright install chromium; fi
+	@$(BIN)/python -m tests.browser.chromium
+
+export: $(READY)  ## notebooks -> library, cleaned and formatted
+	$(BIN)/ruff check --fix nbs tutorials tests setup.py
+	$(BIN)/ruff format nbs tutorials tests setup.py
+	$(BIN)/nbdev_export
+	$(BIN)/nbdev_clean --fname nbs
+	$(BIN)/nbdev_clean --fname tutorials
+
+outputs: $(READY)  ## run every notebook whose committed outputs are stale
+	$(BIN)/python -m offrl_wb.app.outputs refresh
+	$(BIN)/python -m offrl_wb.app.outputs readme
+
+scale: $(READY)  ## the paper-scale experiments; resumable, up to 90 minutes on two cores
+	$(BIN)/python -m offrl_wb.theory.lcb_scale
+
+benchmarks: $(READY)  ## timings; run them on a quiet machine
+	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .coverage* htmlcov
