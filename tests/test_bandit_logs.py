@@ -718,7 +718,7 @@ def test_scarce_contexts_may_be_left_uncovered():
     context = [0] * 90 + [1] * 10
     action = [0] * 45 + [1] * 45 + [1] * 10  # context 1 never saw action 0
     log = make_log(context, action)
-    with pytest.raises(InputError, match="context 'c1'"):
+    with pytest.raises(InputError, match="'c1' has 0 rows of its best action"):
         largest_size(log, [0, 0], [0.9])
     size = largest_size(log, [0, 0], [0.9], covered=0.9)
     assert 45 <= size <= 57

@@ -1,4 +1,4 @@
-"""The repository is what it says: exported, clean, formatted, linted, typed, layered, up to date."""
+"""The repository is what it says: exported, clean, formatted, linted, typed, up to date."""
 
 import json
 import re
@@ -125,9 +125,9 @@ def test_links_in_the_readme_and_the_notebooks_lead_somewhere() -> None:
         for target in re.findall(
             r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         ):
-            if not target.startswith(("http", "#", "mailto:")):
-                if not (path.parent / target.split("#")[0]).exists():
-                    broken.append((name_of(path), target))
+            outside = target.startswith(("http", "#", "mailto:"))
+            if not outside and not (path.parent / target.split("#")[0]).exists():
+                broken.append((name_of(path), target))
     assert not broken
 
 

@@ -110,7 +110,7 @@ WIDTH_SLIPS = [
     (
         "you divide by the length of the whole logbook. The width of a soup depends on the "
         "evenings on which that soup was cooked: its own count.",
-        lambda n, d: np.sqrt(np.log(2 * len(n) / d) / (2 * n.sum())),
+        lambda n, d: np.full(len(n), np.sqrt(np.log(2 * len(n) / d) / (2 * n.sum()))),
     ),
     (
         "an average can be too high or too low: the 2 in front of Hoeffding's exponential got "
@@ -139,9 +139,16 @@ WIDTH_SLIPS = [
 def check_widths(function):
     """Exercise 1."""
     name = "Exercise 1"
-    answers = [numbers(name, ask(name, function, *case), case[0].shape) for case in WIDTH_CASES]
+
+    def widths(counts, delta):  # one number stands for the same width everywhere
+        answer = ask(name, function, counts, delta)
+        return numbers(
+            name, [answer] * len(counts) if np.ndim(answer) == 0 else answer, counts.shape
+        )
+
+    answers = [widths(*case) for case in WIDTH_CASES]
     judge(name, answers, WIDTH_CASES, right_widths, WIDTH_SLIPS)
-    unseen = numbers(name, ask(name, function, np.array([10, 0, 5]), 0.1), (3,))
+    unseen = widths(np.array([10, 0, 5]), 0.1)
     if not same(unseen[1], 1):
         raise Hint(
             f"{name}: right, except for a soup that was never cooked: its width is 1, and yours is "
@@ -341,7 +348,7 @@ def design_problem(arrivals, log, kinds, excess):
     """What is wrong with a design, in words; empty if nothing is."""
     c_star, weight = 1 + excess, arrivals[1:].sum()
     if same(arrivals[1:], excess):
-        return "every undecided kind has the weight of all of them: they share w equally, w / kinds each."
+        return "every undecided kind has the weight of all: they share w equally, w / kinds each."
     if same(weight, c_star) or same(weight, c_star / 2):
         return (
             f"w, the share of all undecided guests, is {weight:g}: the -1 got lost. The log sums "

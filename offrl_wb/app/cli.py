@@ -207,19 +207,17 @@ def lab(
         command = [sys.executable, "-m", "jupyterlab", *context.args]
         raise typer.Exit(subprocess.run(command, cwd=folder, env=environment).returncode)
 
-# %% ../../nbs/app/09_cli.ipynb #5f123d0e
+# %% ../../nbs/app/09_cli.ipynb #371d0d5d
 def _stop(number: int, frame: object) -> None:
     """A polite kill ends a run like Ctrl-C does, so that it tidies up."""
     raise KeyboardInterrupt
 
 
-def told(problem: BaseException) -> tuple[str, int]:
+def told(problem: Exception) -> tuple[str, int]:
     """One line and an exit code for what ended a command."""
     kind = type(problem).__name__
     if isinstance(problem, InputError):
         return str(problem), 2
-    if kind in ("Abort", "KeyboardInterrupt"):
-        return "interrupted", 130
     if hasattr(problem, "format_message"):  # an error of usage, found by Typer
         return f"{problem.format_message()} (see: offrl-wb --help)", 2
     return f"{problem}" if kind == "ReportFailed" else f"{kind}: {problem}", 1
@@ -230,8 +228,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         result = app(args=words or ["--help"], prog_name="offrl-wb", standalone_mode=False)
-        return result if isinstance(result, int) else 0
-    except (Exception, KeyboardInterrupt) as problem:
+        if result != 130:  # what Typer makes of an interruption, without a word
+            return result if isinstance(result, int) else 0
+        line, code = "interrupted", 130
+    except Exception as problem:
         if "--debug" in words:
             traceback.print_exc()
         line, code = told(problem)

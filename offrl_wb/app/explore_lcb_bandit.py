@@ -47,17 +47,15 @@ def arms_figure() -> go.Figure:
     figure.add_shape(**best, fillcolor=COLOURS["guide"], opacity=0.14, line_width=0, layer="below")
     return figure
 
-# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #263c0791
+# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #e64eab4c
 def add_reward_traces(figure: go.Figure) -> None:
     """True means (faint), means with their bars, and lower bounds."""
-    faint = dict(
-        symbol="line-ew", size=30, opacity=0.45, line=dict(width=3, color=COLOURS["truth"])
-    )
     figure.add_scatter(
-        mode="markers",
-        marker=faint,
+        mode="lines",
+        line=dict(width=3, color=COLOURS["truth"]),
+        opacity=0.4,
         name="true mean (the rules do not see it)",
-        hovertemplate="arm %{x}: true mean %{y:.3f}<extra></extra>",
+        hovertemplate="true mean %{y:.3f}<extra></extra>",
     )
     figure.add_scatter(
         mode="markers",
@@ -96,13 +94,14 @@ def add_count_and_pick_traces(figure: go.Figure) -> None:
             hovertemplate=row + " picks arm %{x}<extra></extra>",
         )
 
-# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #4c7e21d3
+# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #edaa3a2b
 def draw_arms(figure: go.Figure, picture: ArmsPicture) -> None:
     """Put an `ArmsPicture` into the figure of `arms_figure`."""
     arms = np.arange(1, len(picture.counts) + 1)
     ends = np.maximum(picture.lower, FLOOR + 0.05)
     truth, means, lower, plays, *picks = figure.data
-    truth.x, truth.y = arms, picture.truth
+    truth.x = np.ravel([arms - 0.35, arms + 0.35, np.full(len(arms), np.nan)], order="F")
+    truth.y = np.repeat(picture.truth, 3)
     means.x, means.y = arms, picture.means
     means.error_y.array, means.error_y.arrayminus = 0 * ends, np.maximum(picture.means - ends, 0)
     lower.x, lower.y, lower.customdata = arms, ends, picture.lower

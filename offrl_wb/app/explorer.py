@@ -81,7 +81,7 @@ def choices(
         pairs = tuple((number_text(each), each) for each in values)
     return Control(label, pairs, value, kind)
 
-# %% ../../nbs/app/05_explorer.ipynb #fe98ae9b
+# %% ../../nbs/app/05_explorer.ipynb #3c825669
 def log_choices(
     label: str,
     low: float,
@@ -99,8 +99,8 @@ def log_choices(
     whole = isinstance(low, int) and isinstance(high, int)
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     numbers = [float(f"{digit}e{power}") for power in powers for digit in digits]
-    inside = [int(x) if whole else x for x in numbers if low <= x <= high]
-    before = [(f"0 ({zero})", 0 if whole else 0.0)] if zero else []
+    inside: list[float] = [int(x) if whole else x for x in numbers if low <= x <= high]
+    before = [(f"0 ({zero})", 0.0)] if zero else []
     after = [(f"∞ ({infinity})", float("inf"))] if infinity else []
     return Control(label, (*before, *((number_text(x), x) for x in inside), *after), value)
 
@@ -247,7 +247,7 @@ class Line(anywidget.AnyWidget):
     kind = traitlets.Unicode("readout").tag(sync=True)
     alt = traitlets.Unicode("").tag(sync=True)
 
-# %% ../../nbs/app/05_explorer.ipynb #078f8b5c
+# %% ../../nbs/app/05_explorer.ipynb #bf0eade2
 class LiveFigure(go.FigureWidget):
     """A FigureWidget that follows its column's width, and leaves nothing undefined in a batch."""
 
@@ -263,9 +263,13 @@ class LiveFigure(go.FigureWidget):
         source_view_id: str | None = None,
     ) -> None:
         traces = [self.data[index] for index in self._normalize_trace_indexes(trace_indexes)]
+
+        def present(trace: Any, name: str) -> Any:
+            return trace[name] if name in trace else None
+
         complete = {
             name: [
-                trace[name] if value is Undefined else value
+                present(trace, name) if value is Undefined else value
                 for trace, value in zip(traces, values, strict=True)
             ]
             for name, values in restyle_data.items()
@@ -345,12 +349,13 @@ def front_end_expected() -> bool:
     """False in a run without a live front end, which sets OFFRL_WB_STATIC=1."""
     return os.environ.get("OFFRL_WB_STATIC", "") != "1"
 
-# %% ../../nbs/app/05_explorer.ipynb #caef5620
+# %% ../../nbs/app/05_explorer.ipynb #8dd5368d
 def explained(problem: Exception) -> str:
-    """The line under the figure for `problem`."""
+    """The line under the figure for `problem`: its first line, and its type if it is a defect."""
     if isinstance(problem, InputError):
         return str(problem)
-    return f"unexpected: {type(problem).__name__}: {' '.join(str(problem).split())}"
+    first_line = str(problem).strip().split("\n")[0]
+    return f"unexpected: {type(problem).__name__}: {first_line}"
 
 # %% ../../nbs/app/05_explorer.ipynb #9c46f8db
 class Explorer:

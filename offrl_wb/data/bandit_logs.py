@@ -593,7 +593,7 @@ def best_and_other(log: BanditLog, best_actions: np.ndarray) -> tuple[np.ndarray
     best = np.take_along_axis(number, np.asarray(best_actions)[:, None], axis=1)[:, 0]
     return best, number.sum(axis=1) - best
 
-# %% ../../nbs/data/02_bandit_logs.ipynb #53db5540
+# %% ../../nbs/data/02_bandit_logs.ipynb #3fb50bb9
 def largest_size(
     log: BanditLog, best_actions: np.ndarray, shares: Sequence[float], covered: float = 1.0
 ) -> int:
@@ -624,9 +624,9 @@ def largest_size(
     for size in range(int(start), 0, -1):
         if covers(size):
             return size
-    worst = int(order[0])
+    worst, listed = int(order[0]), ", ".join(f"{share:.3g}" for share in shares)
     raise InputError(
-        f"no size reaches the shares {list(shares)} in every context: {log.context_labels[worst]!r}"
+        f"no size reaches the shares {listed} in every context: {log.context_labels[worst]!r}"
         f" has {best[worst]} rows of its best action, {other[worst]} of others; pool rare contexts"
     )
 

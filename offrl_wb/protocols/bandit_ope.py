@@ -165,7 +165,7 @@ def doubly_robust_table(cells: CellMeans, models: np.ndarray) -> np.ndarray:
     direct = cells.context[..., None] * models
     return (direct + cells.reward - models * cells.weight).sum(axis=-3)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #e9b5d09a
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #dc3f4909
 def reward_model(log: BanditLog, prior: float = 1.0) -> np.ndarray:
     """Predicted rewards `(S, A)`: cell means shrunk toward the action's and the overall mean.
 
@@ -182,7 +182,10 @@ def cross_fitted_models(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Fold `(N,)` of each row, and a model `(K, S, A)` for each fold, fitted on the others."""
     if not 2 <= folds <= len(log):
-        raise InputError(f"folds={folds} must be between 2 and the number of rows, {len(log)}")
+        raise InputError(
+            f"cross-fitting over {folds} folds needs at least two folds and as many rows, and the"
+            f" log that judges has {len(log)}: give more rows"
+        )
     fold = generator.permutation(len(log)) % folds
     frames = [log.rows.filter(pl.Series(fold != number)) for number in range(folds)]
     labels = (log.context_labels, log.action_labels, log.propensity_source, log.provenance)

@@ -51,7 +51,7 @@ def lower_confidence_bounds(
     bounds = reward_sums / pulls - np.sqrt(penalty * log_term / pulls)
     return np.where(counts > 0, bounds, -1.0 if unseen == "paper" else -np.inf)
 
-# %% ../../nbs/theory/01_lcb_bandit.ipynb #8e954b3a
+# %% ../../nbs/theory/01_lcb_bandit.ipynb #99e9a200
 def lcb_bandit(
     counts: np.ndarray,
     reward_sums: np.ndarray,
@@ -65,8 +65,8 @@ def lcb_bandit(
     `delta` None is `1/N`, with N the size of each log. Ties go to the first arm, or are broken at
     random with a generator. Source: Rashidinejad et al. 2021, Algorithm 1.
     """
-    inverse_delta = counts.sum(axis=-1, keepdims=True) if delta is None else 1 / delta
-    log_term = np.log(2 * counts.shape[-1] * inverse_delta)
+    rows = np.maximum(counts.sum(axis=-1, keepdims=True), 1)
+    log_term = np.log(2 * counts.shape[-1] * (rows if delta is None else 1 / delta))
     bounds = lower_confidence_bounds(counts, reward_sums, log_term, penalty, unseen)
     return argmax_random_ties(bounds, generator)
 

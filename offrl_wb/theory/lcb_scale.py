@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'EXCESSES', 'CONTEXTS', 'DISCOUNTS', 'DECISION_STATES', 'LIT
            'mdp_losses', 'missing_mass_mdp_loss', 'split_actions', 'scale_tasks', 'line_of', 'run_task', 'run_scale',
            'main', 'SurfaceFit', 'fit_surface']
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #fe07d85b
+# %% ../../nbs/theory/04_lcb_scale.ipynb #fc8f634b
 import os
 import sys
 import tempfile
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.random import stream
+from ..core.random import argmax_random_ties, stream
 from offrl_wb.theory.lcb_contextual import (
     GAP_MULTIPLES,
     PAPER_PENALTY,
@@ -58,7 +58,7 @@ def contextual_losses(
         total = {rule: total.get(rule, 0) + losses / batches for rule, losses in part.items()}
     return {rule: np.maximum(total[rule].max(axis=1), exact[rule]) for rule in exact}
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #2f879cea
+# %% ../../nbs/theory/04_lcb_scale.ipynb #bf6de020
 class MarginalCounts(NamedTuple):
     """What a log of the hard MDP says about heaven and one ambiguous state; leading axes agree."""
 
@@ -76,11 +76,17 @@ def mdp_widths(
 
 
 def closed_form_actions(
-    log: MarginalCounts, rows: int, decision_states: int, discount: float, penalty: float
+    log: MarginalCounts,
+    rows: int,
+    decision_states: int,
+    discount: float,
+    penalty: float,
+    generator: np.random.Generator | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """VI-LCB's action at the ambiguous state, without splitting, and imitation's: each `(...)`.
 
-    Ties of the imitation policy go to action 0, as in `vi_lcb` without a generator.
+    Ties of the imitation policy go to action 0, or are broken at random with a generator, as in
+    `vi_lcb`.
     """
     sweeps = int(np.floor(np.log(rows) / (1 - discount)))
     settings = (rows, sweeps, decision_states + 3, discount, penalty)
@@ -88,7 +94,7 @@ def closed_form_actions(
     heaven = certain * (1 - discount ** max(sweeps - 1, 0)) / (1 - discount)
     promise = discount * log.wins / np.maximum(log.pulls, 1) * heaven[..., None]
     action_values = promise - mdp_widths(log.pulls, *settings)
-    imitation = log.pulls[..., 1] > log.pulls[..., 0]
+    imitation = argmax_random_ties(log.pulls, generator)
     planned = action_values[..., 1] > action_values[..., 0]
     return np.where(action_values.max(axis=-1) > 0, planned, imitation), imitation
 
@@ -121,7 +127,7 @@ def draw_marginal(
     wins = [generator.binomial(n, 0.5 + s * gaps / 2) for n, s in ((first, 1), (second, -1))]
     return MarginalCounts(visits, np.stack([first, second], -1), np.stack(wins, -1))
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #9a7c8a1b
+# %% ../../nbs/theory/04_lcb_scale.ipynb #78998553
 def mdp_gaps(
     decision_states: int, excess: float, size: float, multiples: tuple[float, ...] = GAP_MULTIPLES
 ) -> np.ndarray:
@@ -142,7 +148,8 @@ def mdp_losses(
     """Worst-case expected loss on the ambiguous states, of VI-LCB (no splitting) and imitation."""
     gaps = mdp_gaps(decision_states, excess, size)
     log = draw_marginal(size, decision_states, excess, gaps, discount, datasets, generator)
-    planned, imitation = closed_form_actions(log, size, decision_states, discount, penalty)
+    settings = (size, decision_states, discount, penalty, generator)
+    planned, imitation = closed_form_actions(log, *settings)
     cost = excess * gaps * discount / (1 - discount) ** 2
     losses = {"lcb": planned, "imitation": imitation}
     return {rule: float((cost * wrong.mean(axis=-1)).max()) for rule, wrong in losses.items()}
@@ -158,7 +165,7 @@ def missing_mass_mdp_loss(decision_states: int, size: np.ndarray, discount: floa
     unseen = np.exp(size * np.log1p(-(1 - discount) * rare))
     return (decision_states - 1) / 2 * rare * unseen * discount / (1 - discount)
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #717ed3a3
+# %% ../../nbs/theory/04_lcb_scale.ipynb #3c3b0c9f
 def split_actions(
     size: int,
     decision_states: int,
@@ -180,7 +187,7 @@ def split_actions(
         raise InputError(f"a log of {size} rows cannot be split into {sweeps + 1} folds")
     sample = (decision_states, excess, gaps, discount, datasets, generator)
     first = draw_marginal(fold, *sample)
-    action = first.pulls[..., 1] > first.pulls[..., 0]
+    action = argmax_random_ties(first.pulls, generator)
     heaven, value = np.zeros(action.shape), np.zeros(action.shape)
     settings = (size, sweeps, decision_states + 3, discount, penalty)
     for _ in range(sweeps):
