@@ -184,6 +184,15 @@ def test_a_folder_does_not_swallow_a_word_that_is_a_choice(tmp_path: Path) -> No
     assert found == {"folder": (tmp_path / "paper").resolve()}
 
 
+def test_a_folder_is_found_where_the_comment_asks_for_one(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    parameters = read_parameters(
+        "log = 'trial'  # trial, a folder, a CSV or Parquet file\nname = 'x'  # column in a file"
+    )
+    values = {"log": "logs", "name": "logs"}
+    assert list(resolve_files(parameters, values, values, [tmp_path])[1]) == ["log"]
+
+
 def test_a_missing_data_file_is_told_only_where_somebody_named_it(tmp_path: Path) -> None:
     parameters = read_parameters("log = 'example.csv'")
     with pytest.raises(InputError, match=r"parameter log: there is no file .*mine\.csv"):
@@ -278,6 +287,15 @@ def test_a_run_imports_what_the_notebook_exports_and_leaves_out_what_is_slow(
     ]
     left_out = [c for c in prepare(chapter, {"scale": "quick", "seed": 0})["cells"]][-1]
     assert "tagged `gpu`" in left_out["source"]
+
+
+def test_a_notebook_in_another_language_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.ipynb", cell("x <- 1"))
+    document = json.loads(path.read_text())
+    document["metadata"] = {"kernelspec": {"name": "ir", "language": "R"}}
+    path.write_text(json.dumps(document))
+    with pytest.raises(InputError, match="written in R; a report runs Python"):
+        prepare(describe_notebook(path), {})
 
 
 def test_a_users_own_notebook_runs_its_own_exported_cells(chapter: Notebook) -> None:

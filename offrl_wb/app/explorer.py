@@ -104,10 +104,10 @@ def log_choices(
     after = [(f"∞ ({infinity})", float("inf"))] if infinity else []
     return Control(label, (*before, *((number_text(x), x) for x in inside), *after), value)
 
-# %% ../../nbs/app/05_explorer.ipynb #af708b7d
+# %% ../../nbs/app/05_explorer.ipynb #d33a82b9
 def number_text(value: Any) -> str:
     """A number as it reads on a slider: 12 000, 0.05, 2×10⁻⁵; anything else as its own text."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+    if isinstance(value, bool | str):
         return str(value)
     if value == 0 or 1e-3 <= abs(value) < 1e6:
         return f"{value:,}".replace(",", "\N{NO-BREAK SPACE}")
@@ -247,7 +247,7 @@ class Line(anywidget.AnyWidget):
     kind = traitlets.Unicode("readout").tag(sync=True)
     alt = traitlets.Unicode("").tag(sync=True)
 
-# %% ../../nbs/app/05_explorer.ipynb #bf0eade2
+# %% ../../nbs/app/05_explorer.ipynb #3bb7e79b
 class LiveFigure(go.FigureWidget):
     """A FigureWidget that follows its column's width, and leaves nothing undefined in a batch."""
 
@@ -265,7 +265,9 @@ class LiveFigure(go.FigureWidget):
         traces = [self.data[index] for index in self._normalize_trace_indexes(trace_indexes)]
 
         def present(trace: Any, name: str) -> Any:
-            return trace[name] if name in trace else None
+            if name in trace:
+                return trace[name]
+            return None
 
         complete = {
             name: [

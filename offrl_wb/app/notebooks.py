@@ -8,7 +8,7 @@ __all__ = ['SCALES', 'LEFT_OUT', 'DATA_ENDINGS', 'Parameter', 'Notebook', 'sourc
            'find_notebooks', 'find_notebook', 'directives', 'bound_names', 'import_instead', 'module_of', 'runnable',
            'assignments', 'prepare']
 
-# %% ../../nbs/app/01_notebooks.ipynb #456a2fa1
+# %% ../../nbs/app/01_notebooks.ipynb #c8ad1771
 import ast
 import copy
 import difflib
@@ -19,7 +19,7 @@ import re
 import textwrap
 import tokenize
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -255,7 +255,7 @@ def bind(
         raise InputError(f"scale is quick, minutes or paper, not {values['scale']!r}")
     return values
 
-# %% ../../nbs/app/01_notebooks.ipynb #fd85b985
+# %% ../../nbs/app/01_notebooks.ipynb #551d4f0f
 _TABLES = {".parquet", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".arrow", ".feather"}
 _OTHERS = {".npy", ".npz", ".h5", ".hdf5", ".gz", ".zip", ".yaml", ".yml", ".toml", ".txt"}
 DATA_ENDINGS = _TABLES | _OTHERS
@@ -265,20 +265,21 @@ def _looks_like_a_path(text: str) -> bool:
     return "/" in text or "\\" in text or bool(re.search(r"\.\w{1,11}$", text))
 
 
-def _may_be_a_path(parameter: Parameter, text: str) -> bool:
+def _may_be_a_path(parameter: Parameter, text: str, given: bool) -> bool:
+    """Whether `text` may name a file or folder: it looks so, or the parameter asks for one."""
     if not text or "\n" in text or len(text) > 1000:
         return False
     default = parameter.default
-    open_choice = not default or (isinstance(default, str) and _looks_like_a_path(default))
-    return _looks_like_a_path(text) or (
-        open_choice and bool(re.search(r"str|Path|Any", parameter.annotation))
-    )
+    asked = not default or (isinstance(default, str) and _looks_like_a_path(default))
+    told = r"(?<!in )\ba (?:[A-Z]\w+ (?:or [A-Z]\w+ )?)?(?:file|folder)\b|\bpath\b"
+    asked = asked or (given and text != default and bool(re.search(told, parameter.help)))
+    return _looks_like_a_path(text) or asked
 
-# %% ../../nbs/app/01_notebooks.ipynb #33362f09
+# %% ../../nbs/app/01_notebooks.ipynb #577b5590
 def resolve_files(
     parameters: Sequence[Parameter],
     values: Mapping[str, typing.Any],
-    given: Iterable[str],
+    given: Container[str],
     folders: Sequence[Path],
 ) -> tuple[dict[str, typing.Any], dict[str, Path]]:
     """Values with file names made absolute, and the files and folders found, by parameter.
@@ -289,14 +290,15 @@ def resolve_files(
     resolved, found = dict(values), {}
     for parameter in parameters:
         text = values[parameter.name]
-        if not isinstance(text, str) or not _may_be_a_path(parameter, text):
+        named = parameter.name in given
+        if not isinstance(text, str) or not _may_be_a_path(parameter, text, named):
             continue
         places = [folder / Path(text).expanduser() for folder in folders]
         there = next((place for place in places if place.exists()), None)
         if there is not None:
             found[parameter.name] = there.resolve()
             resolved[parameter.name] = str(there.resolve())
-        elif parameter.name in given and Path(text).suffix.lower() in DATA_ENDINGS:
+        elif named and Path(text).suffix.lower() in DATA_ENDINGS:
             raise InputError(f"parameter {parameter.name}: there is no file {places[0]}")
     return resolved, found
 
@@ -431,7 +433,7 @@ def runnable(cell: Mapping[str, typing.Any], module: str) -> dict[str, typing.An
         copied["metadata"] = copied.get("metadata", {}) | {"offrl_wb": note}
     return copied
 
-# %% ../../nbs/app/01_notebooks.ipynb #3857e118
+# %% ../../nbs/app/01_notebooks.ipynb #0df8e19d
 def assignments(values: Mapping[str, typing.Any]) -> str:
     """Python lines that set the values."""
     return "\n".join(f"{name} = {value!r}" for name, value in values.items())
@@ -449,8 +451,14 @@ def _note(tag: str) -> dict[str, typing.Any]:
 
 
 def prepare(notebook: Notebook, values: Mapping[str, typing.Any]) -> dict[str, typing.Any]:
-    """The notebook as a report runs it, with `values` for its parameters; outputs are empty."""
+    """The notebook as a report runs it, with `values` for its parameters; outputs are empty.
+
+    Raises `InputError` for a notebook in another language than Python.
+    """
     document = read_notebook(notebook.path)
+    language = document.get("metadata", {}).get("kernelspec", {}).get("language") or "python"
+    if language != "python":
+        raise InputError(f"{notebook.path} is written in {language}; a report runs Python")
     module = module_of(document["cells"]) if notebook.room else ""
     changed = {p.name: values[p.name] for p in notebook.parameters if values[p.name] != p.default}
     skipped = ["explore"] if values.get("scale") == "paper" else ["explore", *LEFT_OUT]

@@ -7,9 +7,10 @@ __all__ = ['MOST_PNG', 'MOST_OUTPUT', 'tree_text', 'code_text', 'imported_module
            'stamp_of', 'write_notebook', 'refresh_one', 'all_paths', 'is_stale', 'output_problems', 'equation_problems',
            'check', 'refresh', 'readme', 'check_readme', 'main']
 
-# %% ../../nbs/app/04_outputs.ipynb #3390abcd
+# %% ../../nbs/app/04_outputs.ipynb #3cfb95fc
 import ast
 import base64
+import functools
 import hashlib
 import importlib.util
 import json
@@ -39,7 +40,7 @@ from ..core.records import notebooks_folder
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-# %% ../../nbs/app/04_outputs.ipynb #24ceafdf
+# %% ../../nbs/app/04_outputs.ipynb #db8745a4
 _FUNCTIONS = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _UNSTABLE = {"ctx", "kind", "type_comment", "type_ignores", "type_params"}
 
@@ -58,6 +59,7 @@ def tree_text(node: object) -> str:
     return f"{type(node).__name__}({inner})"
 
 
+@functools.lru_cache(maxsize=4096)
 def code_text(source: str) -> str:
     """Code without what does not change its outputs; the source itself where it is not Python."""
     try:

@@ -43,7 +43,7 @@ MARKERS = {
     "guide": "x",
 }
 
-# %% ../../nbs/core/06_figures.ipynb #f79ce1df
+# %% ../../nbs/core/06_figures.ipynb #65871d94
 INK, GRID = "#1A1A1A", "#E3E3E3"
 
 
@@ -62,7 +62,7 @@ def build_template() -> go.layout.Template:
     )
     layout = dict(
         font=dict(family="Helvetica, Arial, sans-serif", size=14, color=INK),
-        title=dict(x=0, xref="paper", font=dict(size=17), automargin=True, yref="container"),
+        title=dict(x=0, xref="paper", y=0.97, yanchor="top", font=dict(size=17)),
         paper_bgcolor="white",
         plot_bgcolor="white",
         colorway=list(COLOURS.values()),

@@ -96,7 +96,7 @@ def family_losses(
         losses[rule].append(np.einsum("gds,gs->dg", chosen, cost))
     return {rule: np.concatenate(parts, axis=1) for rule, parts in losses.items()}
 
-# %% ../../nbs/theory/02_lcb_contextual.ipynb #c6921a12
+# %% ../../nbs/theory/02_lcb_contextual.ipynb #8a83c8d2
 GAP_MULTIPLES = (*np.geomspace(0.25, 16, 13).tolist(), np.inf)  # the last one: gap 1
 
 
@@ -109,7 +109,7 @@ def ambiguous_marginal_losses(
     penalty: float = PRACTICAL_PENALTY,
     unseen: Unseen = "paper",
 ) -> dict[str, np.ndarray]:
-    """Expected loss of each rule on ambiguous contexts, `(P, M)`, for sizes `(P,)`, from one marginal.
+    """Expected loss of each rule on ambiguous contexts, `(P, M)`, sizes `(P,)`, from one marginal.
 
     M runs over gaps `m sqrt(S C*/(N (C*-1)))` for m in `GAP_MULTIPLES`, at most 1. The cost is
     that of `datasets` draws for each entry, whatever N and S; `excess` is `C* - 1`, in (0, 1].
@@ -159,8 +159,8 @@ def missing_mass_expected_loss(
         "plug_in": tossed,
     }
 
-# %% ../../nbs/theory/02_lcb_contextual.ipynb #f0691c50
-CURVE_SIZES = np.unique(np.geomspace(100, 1_000_000, 17).round().astype(np.int64))
+# %% ../../nbs/theory/02_lcb_contextual.ipynb #5c6d4696
+CURVE_SIZES = np.unique(np.geomspace(100, 1_000_000, 13).round().astype(np.int64))
 
 
 class ErrorCurve(NamedTuple):
@@ -182,7 +182,7 @@ def error_curve(
     unseen: Unseen = "paper",
     seed: int = 0,
 ) -> ErrorCurve:
-    """The worst of missing mass (exact) and ambiguous contexts (100 draws a point), over N.
+    """The worst of missing mass (exact) and ambiguous contexts (300 draws a point), over N.
 
     `excess` is `C* - 1` in (0, 1]. Raises `InputError` outside, or for fewer than two contexts.
     """
@@ -192,9 +192,8 @@ def error_curve(
         raise InputError(f"the number of contexts must be 2 to {CURVE_SIZES[0]}, not {contexts}")
     generator = stream(seed, "error curve")
     penalty = min(penalty, 1e12)
-    noisy = ambiguous_marginal_losses(
-        contexts, excess, CURVE_SIZES, 100, generator, penalty, unseen
-    )
+    settings = (contexts, excess, CURVE_SIZES, 300, generator, penalty, unseen)
+    noisy = ambiguous_marginal_losses(*settings)
     exact = missing_mass_expected_loss(contexts, CURVE_SIZES, penalty, unseen)
     worst = {rule: np.maximum(noisy[rule].max(axis=1), exact[rule]) for rule in RULES}
     fast, slow = contexts / CURVE_SIZES, np.sqrt(contexts * excess / CURVE_SIZES)

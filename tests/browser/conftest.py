@@ -42,7 +42,9 @@ def show(lab: Lab, chromium: Any) -> Iterator[Callable[..., Shown]]:
     """Open an explorer by the code that makes it; pages are closed after the test."""
     opened: list[Shown] = []
 
-    def open_explorer(name: str, source: str, width: int = 1200, theme: str = lab_driver.LIGHT) -> Shown:
+    def open_explorer(
+        name: str, source: str, width: int = 1200, theme: str = lab_driver.LIGHT
+    ) -> Shown:
         lab.theme(theme)
         page = chromium.new_page(viewport={"width": width, "height": 1000})
         shown = Shown(page)

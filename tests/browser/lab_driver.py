@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+
 import offrl_wb
 
 SLOW_MACHINE = 120  # seconds: a generous limit for anything that is waited for
@@ -44,7 +45,7 @@ def chromium() -> str | None:
 
 
 class Lab:
-    """A JupyterLab server on a folder of its own; its settings are files that it reads at each load."""
+    """A JupyterLab server on a folder of its own; it reads its settings at each load of a page."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self.folder, self.url = folder, url
@@ -66,7 +67,9 @@ class Lab:
         """
         name = f"{name}-{time.monotonic_ns()}"
         cells = [nbformat.v4.new_code_cell(source) for source in sources]
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+        kernel = {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
         book = nbformat.v4.new_notebook(cells=cells, metadata=kernel)
         nbformat.write(book, self.folder / "notebooks" / f"{name}.ipynb")
         return f"{self.url}/lab/workspaces/{name}/tree/{name}.ipynb?reset"
@@ -84,7 +87,9 @@ def jupyterlab(folder: Path) -> Iterator[Lab]:
     port = free_port()
     lab = Lab(folder, f"http://127.0.0.1:{port}")
     (folder / "notebooks").mkdir()
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("JUPYTER", "OFFRL"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("JUPYTER", "OFFRL"))
+    }
     library = str(Path(offrl_wb.__file__).parents[1])
     environment = kept | {
         "JUPYTER_CONFIG_DIR": str(folder / "config"),
@@ -215,7 +220,8 @@ OVERFLOWS = """() => {
   const root = document.querySelector(".offrl-explorer");
   if (root.scrollWidth > root.clientWidth + 1)
     found.push(`explorer is cut off: ${root.scrollWidth} > ${root.clientWidth}`);
-  for (const part of root.querySelectorAll(".widget-label, .widget-readout, button, select, .main-svg")) {
+  const parts = ".widget-label, .widget-readout, button, select, .main-svg";
+  for (const part of root.querySelectorAll(parts)) {
     const name = `${part.className.baseVal ?? part.className} '${part.textContent.slice(0, 40)}'`;
     const box = part.getBoundingClientRect();
     if (box.right > edge + 1) found.push(`${name} ends at ${box.right}, the notebook at ${edge}`);
