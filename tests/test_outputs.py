@@ -32,8 +32,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOW = f"""
 import sys
 from IPython.display import display
-print("noise", file=sys.stderr)
-print(object())
+print(object(), flush=True)
+print("noise", file=sys.stderr, flush=True)
+print("more")
 display({{"{PLOTLY}": {figure()!r}, "text/plain": "figure", "text/html": "<p>x</p>"}}, raw=True)
 """
 
@@ -74,7 +75,7 @@ def test_refreshing_keeps_the_sources_and_puts_back_what_a_reader_sees(refreshed
     assert name["outputs"][0]["text"] == ["offrl_wb.core.errors\n"], "the library ran, not the cell"
     assert explore["outputs"][0]["text"] == ["still\n"]
     text, drawn = shown["outputs"]
-    assert text["text"] == ["<object object>\n"], "no address, no noise"
+    assert text["text"] == ["<object object>\n", "more\n"], "no address, no noise, one piece"
     assert base64.b64decode(drawn["data"]["image/png"]) == picture(None)
     assert drawn["metadata"]["image/png"]["alt"].startswith("A rising line")
     assert "text/html" not in drawn["data"]

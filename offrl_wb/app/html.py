@@ -219,7 +219,7 @@ def _parsers() -> tuple[type, type, type]:
 
     return Renderer, Blocks, Inlines
 
-# %% ../../nbs/app/02_html.ipynb #93cd516a
+# %% ../../nbs/app/02_html.ipynb #736a213c
 def markdown_to_html(
     source: str,
     headings: list[tuple[int, str, str]] | None = None,
@@ -236,7 +236,9 @@ def markdown_to_html(
     kept = headings if headings is not None else []
     drawing = renderer(kept, down, escape=False, attachments=attachments or {})
     parser = MarkdownWithMath(renderer=drawing, block=blocks(), inline=inlines(hard_wrap=False))
-    return str(parser.render(source))
+    page = str(parser.render(source))
+    followed = r'(\(?<math display="inline">(?:(?!</math>).)*</math>)(?=[.,;:!?)])([.,;:!?)]+)'
+    return re.sub(followed, r'<span class="together">\1\2</span>', page, flags=re.DOTALL)
 
 # %% ../../nbs/app/02_html.ipynb #5be77ee2
 def alternative_text_of(figure: Mapping[str, Any]) -> str:
@@ -389,7 +391,7 @@ def body_html(document: "NotebookNode", folder: Path) -> tuple[str, list[tuple[i
         body, _ = exporter.from_notebook_node(shown)
     return self_contained(body, folder), headings
 
-# %% ../../nbs/app/02_html.ipynb #e7c31a60
+# %% ../../nbs/app/02_html.ipynb #0da75481
 def _shown(value: object) -> str:
     """A value as a reader wants it: no quotes, no long floats."""
     if isinstance(value, float):
@@ -401,7 +403,11 @@ def _shown(value: object) -> str:
 
 def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], most: int = 10) -> str:
     """A captioned two-column table; rows beyond `most` are folded. Values are HTML."""
-    rows = [f'<tr><th scope="row">{html.escape(k)}</th><td>{v}</td></tr>' for k, v in pairs]
+    wide = [' class="long"' if len(v) > 40 and " " not in v else "" for _, v in pairs]
+    rows = [
+        f'<tr><th scope="row">{html.escape(k)}</th><td{long}>{v}</td></tr>'
+        for (k, v), long in zip(pairs, wide, strict=True)
+    ]
     if not rows:
         return ""
     rest = len(rows) - most
@@ -467,7 +473,7 @@ def contents(headings: Sequence[tuple[int, str, str]]) -> str:
     ]
     return f'<nav aria-label="Contents"><h2>Contents</h2><ol>{"".join(items)}</ol></nav>'
 
-# %% ../../nbs/app/02_html.ipynb #542d5903
+# %% ../../nbs/app/02_html.ipynb #db6ed198
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6470; --paper: #fff; --panel:
   #f5f6f8; --line: #d9dde3; --link: #0b5cad; --good: #0a6b3d; --bad: #b3261e; --mark: #8a4b00; }
@@ -501,8 +507,10 @@ blockquote { margin: 1rem 0; padding: .1rem 1rem; border-left: 3px solid var(--l
   table; }
 .facts caption { text-align: left; font-weight: 650; padding-bottom: .3rem; }
 .facts th { font-weight: 400; color: var(--soft); text-align: left; padding: .12rem .8rem .12rem
-  0; vertical-align: top; border: 0; white-space: nowrap; background: none; }
-.facts td { text-align: right; padding: .12rem 0; overflow-wrap: anywhere; border: 0; }
+  0; vertical-align: top; border: 0; background: none; }
+.facts td { text-align: right; padding: .12rem 0; border: 0; }
+.facts td.long { overflow-wrap: anywhere; }
+.together { white-space: nowrap; }
 .facts summary { cursor: pointer; color: var(--link); padding-top: .2rem; }
 .set { color: var(--mark); font-weight: 600; font-size: .72rem; text-transform: uppercase; }
 nav { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .7rem
@@ -535,8 +543,8 @@ details.code > summary:hover { color: var(--link); }
 .output { margin: .5rem 0; overflow-x: auto; }
 .output .output_area, .output .output_subarea { margin: 0; }
 .output .prompt, .output_area > .prompt { display: none; }
-.output_text pre { background: none; border-left: 3px solid var(--line); padding: .2rem .8rem;
-  white-space: pre-wrap; overflow-wrap: anywhere; }
+.output_text pre { background: none; border-left: 3px solid var(--line); padding: .2rem .8rem; }
+.output.error pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .output.stderr pre { color: var(--soft); }
 .output.error pre { border-left-color: var(--bad); }
 .output img, .prose img { max-width: 100%; height: auto; background: #fff; border-radius: 6px; }
@@ -565,7 +573,7 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8rem; border-top: 1px
   var(--line); padding-top: .6rem; }
 @media (max-width: 640px) { body { font-size: 16px; } nav ol { columns: 1; } }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --panel: #fff; --line: #bbb; }
-  body { font-size: 10.5pt; } .page { max-width: none; padding: 0; } nav, details.code:not([open])
+  body { font-size: 10.5pt; } pre { white-space: pre-wrap; } .page { max-width: none; padding: 0; } nav, details.code:not([open])
   { display: none; } .plotly-figure, .facts, tr, .equation { break-inside: avoid; } h2, h3 {
   break-after: avoid; } a { color: inherit; text-decoration: none; } }
 """

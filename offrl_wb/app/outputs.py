@@ -7,7 +7,7 @@ __all__ = ['MOST_PNG', 'MOST_OUTPUT', 'tree_text', 'code_text', 'imported_module
            'stamp_of', 'write_notebook', 'refresh_one', 'all_paths', 'is_stale', 'output_problems', 'equation_problems',
            'check', 'refresh', 'readme', 'check_readme', 'main']
 
-# %% ../../nbs/app/04_outputs.ipynb #3cfb95fc
+# %% ../../nbs/app/04_outputs.ipynb #54f11aaf
 import ast
 import base64
 import functools
@@ -33,7 +33,7 @@ from offrl_wb.app.notebooks import (
     source_of,
     tags_of,
 )
-from .reports import execute, picture_maker
+from .reports import execute, merge_streams, picture_maker
 from ..core.errors import InputError
 from ..core.records import notebooks_folder
 
@@ -205,7 +205,7 @@ def write_notebook(document: Mapping[str, Any], path: Path) -> None:
     text = nbformat.writes(nbformat.from_dict(cleaned))
     path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
 
-# %% ../../nbs/app/04_outputs.ipynb #40e5ed28
+# %% ../../nbs/app/04_outputs.ipynb #a1423630
 def refresh_one(path: Path, picture: Callable[[Mapping[str, Any]], bytes]) -> None:
     """Run one notebook and write it back with fresh outputs and stamp.
 
@@ -224,7 +224,7 @@ def refresh_one(path: Path, picture: Callable[[Mapping[str, Any]], bytes]) -> No
             cell["outputs"] = []
     for place, cell in zip(places, executed.cells, strict=True):
         outputs = [_clean_output(output, picture) for output in cell.outputs]
-        document["cells"][place]["outputs"] = [output for output in outputs if output]
+        document["cells"][place]["outputs"] = merge_streams(output for output in outputs if output)
     document["metadata"]["offrl_wb"] = {"stamp": stamp}
     write_notebook(document, path)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FORMAT', 'PACKAGES', 'THREAD_SETTINGS', 'PROBLEM', 'digest', 'file_digest', 'package_digest', 'report_hash',
            'package_versions', 'numeric_settings', 'git_revision', 'load_ipython_extension', 'kernel_environment',
-           'kernel_manager', 'Failure', 'execute', 'picture_maker', 'figures_of', 'save_figures', 'sweep',
-           'working_folder', 'finished', 'put_in_place', 'ReportFailed', 'Request', 'request', 'run_report']
+           'kernel_manager', 'Failure', 'merge_streams', 'execute', 'picture_maker', 'figures_of', 'save_figures',
+           'sweep', 'working_folder', 'finished', 'put_in_place', 'ReportFailed', 'Request', 'request', 'run_report']
 
 # %% ../../nbs/app/03_reports.ipynb #a39e8365
 import contextlib
@@ -259,7 +259,19 @@ def _failure(document: "NotebookNode", place: int, error: str, mendable: str | N
     number = cell.get("execution_count")
     return Failure(place, number, titles[-1] if titles else "", first[:80], error, mendable)
 
-# %% ../../nbs/app/03_reports.ipynb #39b0d230
+# %% ../../nbs/app/03_reports.ipynb #283f4646
+def merge_streams(outputs: Iterable[Any]) -> list[Any]:
+    """Outputs with neighbouring pieces of one stream joined: where it was cut is chance."""
+    merged: list[Any] = []
+    for output in outputs:
+        same = merged and output["output_type"] == "stream" == merged[-1]["output_type"]
+        if same and output["name"] == merged[-1]["name"]:
+            merged[-1]["text"] = "".join(merged[-1]["text"]) + "".join(output["text"])
+        else:
+            merged.append(output)
+    return merged
+
+
 def _tidy(document: "NotebookNode") -> None:
     """Drop what Papermill and widgets leave behind: timings, paths, widget state."""
     document.metadata.pop("papermill", None)
@@ -267,6 +279,8 @@ def _tidy(document: "NotebookNode") -> None:
     for cell in document.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = merge_streams(cell.outputs)
         for output in cell.get("outputs", []):
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
 

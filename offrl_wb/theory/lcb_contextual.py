@@ -159,7 +159,7 @@ def missing_mass_expected_loss(
         "plug_in": tossed,
     }
 
-# %% ../../nbs/theory/02_lcb_contextual.ipynb #5c6d4696
+# %% ../../nbs/theory/02_lcb_contextual.ipynb #7eab6ea5
 CURVE_SIZES = np.unique(np.geomspace(100, 1_000_000, 13).round().astype(np.int64))
 
 
@@ -182,7 +182,7 @@ def error_curve(
     unseen: Unseen = "paper",
     seed: int = 0,
 ) -> ErrorCurve:
-    """The worst of missing mass (exact) and ambiguous contexts (300 draws a point), over N.
+    """The worst of missing mass (exact) and ambiguous contexts (200 draws a point), over N.
 
     `excess` is `C* - 1` in (0, 1]. Raises `InputError` outside, or for fewer than two contexts.
     """
@@ -192,7 +192,7 @@ def error_curve(
         raise InputError(f"the number of contexts must be 2 to {CURVE_SIZES[0]}, not {contexts}")
     generator = stream(seed, "error curve")
     penalty = min(penalty, 1e12)
-    settings = (contexts, excess, CURVE_SIZES, 300, generator, penalty, unseen)
+    settings = (contexts, excess, CURVE_SIZES, 200, generator, penalty, unseen)
     noisy = ambiguous_marginal_losses(*settings)
     exact = missing_mass_expected_loss(contexts, CURVE_SIZES, penalty, unseen)
     worst = {rule: np.maximum(noisy[rule].max(axis=1), exact[rule]) for rule in RULES}

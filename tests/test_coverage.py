@@ -1,0 +1,192 @@
+"""Concentrability and coverability."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from offrl_wb.core.errors import InputError
+from offrl_wb.data.coverage import (
+    all_policy_concentrability,
+    coverability,
+    largest_occupancy,
+    occupancy_ratio,
+    policies_coverability,
+    reaching_probability,
+    single_policy_concentrability,
+)
+from offrl_wb.worlds.tabular import (
+    FiniteHorizonMDP,
+    TabularMDP,
+    ambiguous_mdp,
+    missing_mass_mdp,
+    occupancy,
+    occupancy_horizon,
+    value_iteration,
+)
+
+
+def random_world(seed: int, discount: float = 0.8) -> TabularMDP:
+    generator = np.random.default_rng(seed)
+    transition = generator.dirichlet(np.full(4, 0.3), size=(4, 2))
+    return TabularMDP.from_dense(
+        generator.dirichlet(np.ones(4)), transition, generator.random((4, 2)), discount
+    )
+
+
+def layered(seed: int, states: int = 3, horizon: int = 3) -> FiniteHorizonMDP:
+    generator = np.random.default_rng(seed)
+    return FiniteHorizonMDP(
+        generator.dirichlet(np.ones(states)),
+        generator.dirichlet(np.full(states, 0.3), size=(horizon, states, 2)),
+        np.zeros((horizon, states, 2)),
+    )
+
+
+EVERY = np.indices((2,) * 4).reshape(4, -1).T
+EVERY_LAYERED = np.indices((2,) * 9).reshape(9, -1).T.reshape(-1, 3, 3)
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25, 0.9])
+def test_a_bandits_concentrability_is_one_over_the_share_of_its_best_arm(share):
+    behaviour = np.array([[1 - share, share]])
+    assert single_policy_concentrability([[0, 1]], behaviour) == pytest.approx(1 / share)
+
+
+def test_a_contextual_bandits_concentrability_is_its_worst_context():
+    contexts = np.array([0.2, 0.3, 0.5])
+    behaviour = np.array([[0.1, 0.2], [0.3, 0.1], [0.15, 0.15]])
+    occupancies = np.stack([np.zeros(3), contexts], axis=1)
+    assert single_policy_concentrability(occupancies, behaviour) == pytest.approx(0.5 / 0.15)
+
+
+@pytest.mark.parametrize("asked", [1, 1.001, 1.01, 1.05, 1.1, 1.7])
+def test_the_hard_worlds_return_exactly_the_concentrability_asked_for(asked):
+    mdp, behaviour = ambiguous_mdp(5, asked, 0.3, 0.9, np.array([1, -1, 1, -1, 1]))
+    expert = occupancy(mdp, value_iteration(mdp).actions)
+    assert single_policy_concentrability(expert, behaviour) == pytest.approx(asked, rel=1e-12)
+
+
+def test_expert_data_have_concentrability_one():
+    _, behaviour = missing_mass_mdp(5, 1000, 0.9)
+    assert single_policy_concentrability(behaviour, behaviour) == 1
+
+
+def test_uncovered_is_infinite_and_unvisited_does_not_count():
+    assert single_policy_concentrability([[0.5, 0.5]], [[1.0, 0.0]]) == np.inf
+    assert single_policy_concentrability([[1.0, 0.0]], [[1.0, 0.0]]) == 1
+    assert occupancy_ratio([0, 0, 0.5], [0, 1, 0]).tolist() == [0, 0, np.inf]
+
+
+def test_leading_axes_are_kept():
+    occupancies = np.random.default_rng(0).dirichlet(np.ones(6), size=(4, 5)).reshape(4, 5, 3, 2)
+    ratio = single_policy_concentrability(occupancies, np.full((3, 2), 1 / 6))
+    assert ratio.shape == (4, 5)
+    assert ratio == pytest.approx(6 * occupancies.max(axis=(-1, -2)))
+
+
+@pytest.mark.parametrize(
+    ("occupancies", "behaviours", "message"),
+    [
+        ([0.5, 0.5], [1, 0, 0], "do not fit"),
+        ([-0.1], [1], "occupancy holds -0.1"),
+        ([0.5], [np.nan], "behaviour holds nan"),
+    ],
+)
+def test_nonsense_is_refused(occupancies, behaviours, message):
+    with pytest.raises(InputError, match=message):
+        occupancy_ratio(occupancies, behaviours)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), discount=st.sampled_from([0.0, 0.5, 0.9]))
+def test_the_largest_occupancy_is_that_of_the_best_deterministic_policy(seed, discount):
+    world = random_world(seed, discount)
+    enumerated = occupancy(world, EVERY).max(axis=0)
+    assert largest_occupancy(world) == pytest.approx(enumerated, abs=1e-10)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_all_policy_concentrability_is_the_maximum_over_policies(seed):
+    world = random_world(seed)
+    behaviour = np.random.default_rng(seed + 1).dirichlet(np.ones(8)).reshape(4, 2)
+    enumerated = single_policy_concentrability(occupancy(world, EVERY), behaviour).max()
+    assert all_policy_concentrability(world, behaviour) == pytest.approx(enumerated, rel=1e-6)
+
+
+def test_expert_data_do_not_cover_every_policy_but_states_nobody_reaches_do_not_matter():
+    mdp, behaviour = ambiguous_mdp(3, 1.05, 0.3, 0.9)
+    assert all_policy_concentrability(mdp, behaviour) == np.inf
+    unreachable = TabularMDP.from_dense([1.0, 0.0], np.eye(2)[:, None], np.zeros((2, 1)), 0.9)
+    assert all_policy_concentrability(unreachable, np.array([[1.0], [0.0]])) == pytest.approx(1)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_coverability_is_the_sum_of_the_largest_occupancies_and_is_attained(seed):
+    world = layered(seed)
+    flows = occupancy_horizon(world, EVERY_LAYERED)
+    exact = coverability(world)
+    assert exact.layers == pytest.approx(flows.max(axis=0).sum(axis=(-1, -2)))
+    assert exact.value == exact.layers.max()
+    assert exact.behaviour.sum(axis=(-1, -2)) == pytest.approx(np.ones(3))
+    attained = occupancy_ratio(flows, exact.behaviour).max(axis=(0, 2, 3))
+    assert attained == pytest.approx(exact.layers)
+
+
+def test_no_other_data_cover_better():
+    world = layered(3)
+    largest, exact = occupancy_horizon(world, EVERY_LAYERED).max(axis=0), coverability(world)
+    others = np.random.default_rng(0).dirichlet(np.ones(6), size=(5000, 3)).reshape(-1, 3, 3, 2)
+    covering = occupancy_ratio(largest, others).max(axis=(-1, -2))
+    assert (covering >= exact.layers - 1e-12).all()
+
+
+def test_a_contextual_bandit_has_coverability_of_its_number_of_actions():
+    bandit = FiniteHorizonMDP(
+        np.array([0.7, 0.1, 0.2]), np.full((1, 3, 5, 3), 1 / 3), np.zeros((1, 3, 5))
+    )
+    assert coverability(bandit).value == pytest.approx(5)
+
+
+def test_a_single_policy_has_coverability_one():
+    flows = occupancy_horizon(layered(4), EVERY_LAYERED[100:101])
+    assert policies_coverability(flows).value == pytest.approx(1)
+    visits = occupancy(random_world(4), EVERY[3:4])
+    assert policies_coverability(visits).value == pytest.approx(1)
+
+
+def test_coverability_of_listed_policies_grows_to_that_of_all():
+    world = layered(5)
+    flows = occupancy_horizon(world, EVERY_LAYERED)
+    values = [policies_coverability(flows[:count]).value for count in (1, 8, 64, 512)]
+    assert values == sorted(values)
+    assert values[-1] == pytest.approx(coverability(world).value)
+
+
+def test_coverability_never_exceeds_the_number_of_pairs():
+    for seed in range(20):
+        assert 1 <= coverability(layered(seed)).value <= 6 + 1e-9
+
+
+def test_discounted_coverability_is_attained_by_its_behaviour():
+    world = random_world(6)
+    exact = coverability(world)
+    assert exact.value == pytest.approx(occupancy(world, EVERY).max(axis=0).sum())
+    attained = all_policy_concentrability(world, exact.behaviour[0])
+    assert attained == pytest.approx(exact.value)
+
+
+def test_reaching_probability_is_one_where_the_way_is_certain():
+    corridor = np.zeros((4, 3, 2, 3))
+    corridor[:, np.arange(3), 0, np.arange(3)] = 1  # stay
+    corridor[:, [0, 1, 2], 1, [1, 2, 2]] = 1  # go on
+    world = FiniteHorizonMDP(np.array([1.0, 0, 0]), corridor, np.zeros((4, 3, 2)))
+    assert reaching_probability(world).tolist() == [[1, 0, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 2), (3, 2), (1, 1, 1, 1, 1)])
+def test_a_list_of_no_policies_is_refused(shape):
+    with pytest.raises(InputError, match="pass occupancies"):
+        policies_coverability(np.zeros(shape))
