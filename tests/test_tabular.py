@@ -62,6 +62,8 @@ def test_a_state_that_pays_one_for_ever_is_worth_one_over_one_minus_discount():
 def test_value_iteration_meets_its_stated_tolerance(world):
     plan = value_iteration(world, 1e-6)
     exact = value_iteration(world, 1e-10).values
+    residual = action_values(world, exact).max(axis=-1) - exact
+    assert np.abs(residual).max() <= 1e-10
     assert np.abs(plan.values - exact).max() <= 0.5e-6 + 1e-10
     assert (evaluate(world, plan.actions) >= exact - 1e-6).all()
 

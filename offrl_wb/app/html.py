@@ -473,7 +473,7 @@ def contents(headings: Sequence[tuple[int, str, str]]) -> str:
     ]
     return f'<nav aria-label="Contents"><h2>Contents</h2><ol>{"".join(items)}</ol></nav>'
 
-# %% ../../nbs/app/02_html.ipynb #db6ed198
+# %% ../../nbs/app/02_html.ipynb #600e2ee7
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6470; --paper: #fff; --panel:
   #f5f6f8; --line: #d9dde3; --link: #0b5cad; --good: #0a6b3d; --bad: #b3261e; --mark: #8a4b00; }
@@ -543,7 +543,8 @@ details.code > summary:hover { color: var(--link); }
 .output { margin: .5rem 0; overflow-x: auto; }
 .output .output_area, .output .output_subarea { margin: 0; }
 .output .prompt, .output_area > .prompt { display: none; }
-.output_text pre { background: none; border-left: 3px solid var(--line); padding: .2rem .8rem; }
+.output_text pre { background: none; border-left: 3px solid var(--line); padding: .2rem .8rem;
+  font-size: .78em; }
 .output.error pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .output.stderr pre { color: var(--soft); }
 .output.error pre { border-left-color: var(--bad); }
@@ -573,9 +574,10 @@ footer { margin-top: 3rem; color: var(--soft); font-size: .8rem; border-top: 1px
   var(--line); padding-top: .6rem; }
 @media (max-width: 640px) { body { font-size: 16px; } nav ol { columns: 1; } }
 @media print { :root { --ink: #000; --soft: #333; --paper: #fff; --panel: #fff; --line: #bbb; }
-  body { font-size: 10.5pt; } pre { white-space: pre-wrap; } .page { max-width: none; padding: 0; } nav, details.code:not([open])
-  { display: none; } .plotly-figure, .facts, tr, .equation { break-inside: avoid; } h2, h3 {
-  break-after: avoid; } a { color: inherit; text-decoration: none; } }
+  body { font-size: 10.5pt; } .page { max-width: none; padding: 0; } pre { white-space: pre-wrap; }
+  nav, details.code:not([open]) { display: none; } h2, h3 { break-after: avoid; }
+  .plotly-figure, .facts, tr, .equation { break-inside: avoid; }
+  a { color: inherit; text-decoration: none; } }
 """
 
 # %% ../../nbs/app/02_html.ipynb #3a3f0d2a

@@ -35,13 +35,15 @@ def interquartile_mean(values: np.ndarray, axis: int | None = None) -> np.ndarra
     dropped = len(ordered) // 4
     return ordered[dropped : len(ordered) - dropped].mean(axis=0)
 
-# %% ../../nbs/core/02_statistics.ipynb #862e92c7
+# %% ../../nbs/core/02_statistics.ipynb #0a8eb2ab
 def resampling_weights(
     replicates: int, resamples: int, generator: np.random.Generator
 ) -> np.ndarray:
     """How often each replicate is drawn, divided by their number: `(resamples, replicates)`."""
-    uniform = np.full(replicates, 1 / replicates)
-    return generator.multinomial(replicates, uniform, size=resamples) / replicates
+    rows = generator.integers(replicates, size=(resamples, replicates))
+    rows += replicates * np.arange(resamples)[:, None]
+    drawn = np.bincount(rows.ravel(), minlength=rows.size)
+    return drawn.reshape(rows.shape) / replicates
 
 # %% ../../nbs/core/02_statistics.ipynb #47e6e8ac
 def bootstrap_interval(

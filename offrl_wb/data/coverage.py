@@ -42,7 +42,7 @@ def single_policy_concentrability(occupancy: np.ndarray, behaviour: np.ndarray) 
     """
     return occupancy_ratio(occupancy, behaviour).max(axis=(-1, -2))
 
-# %% ../../nbs/data/01_coverage.ipynb #ed8f0abb
+# %% ../../nbs/data/01_coverage.ipynb #7841f77b
 def largest_occupancy(mdp: TabularMDP, tolerance: float = 1e-12) -> np.ndarray:
     """`max_pi d^pi(s, a)` over all policies, `(S, A)`, to within `tolerance`.
 
@@ -51,14 +51,15 @@ def largest_occupancy(mdp: TabularMDP, tolerance: float = 1e-12) -> np.ndarray:
     """
     states, actions = mdp.states, mdp.actions_count
     pay = np.eye(states * actions).reshape(-1, states, actions) * (1 - mdp.discount)
-    values, change = np.zeros((states * actions, states)), np.inf
-    while mdp.discount * change > tolerance * (1 - mdp.discount):
+    values, settled = np.zeros((states * actions, states)), False
+    while not settled:
         table = np.array(pay)
         for slot in range(mdp.successors.shape[2]):
             ahead = values[:, mdp.successors[..., slot]]
             table += mdp.discount * mdp.probabilities[..., slot] * ahead
         values, before = table.max(axis=-1), values
         change = np.abs(values - before).max()
+        settled = mdp.discount * change <= tolerance * (1 - mdp.discount)
     return (values @ mdp.initial).reshape(states, actions)
 
 # %% ../../nbs/data/01_coverage.ipynb #b35f4f2b

@@ -149,7 +149,7 @@ def action_values(mdp: TabularMDP, values: np.ndarray) -> np.ndarray:
     ahead = (mdp.probabilities * values[..., mdp.successors]).sum(axis=-1)
     return mdp.reward + mdp.discount * ahead
 
-# %% ../../nbs/worlds/02_tabular.ipynb #f7ed5d64
+# %% ../../nbs/worlds/02_tabular.ipynb #53f5216f
 @dataclass(frozen=True, eq=False)
 class Solution:
     """What planning gives: `values` `(S,)`, `action_values` `(S, A)`, greedy `actions` `(S,)`.
@@ -162,20 +162,20 @@ class Solution:
     actions: np.ndarray
 
 
-def value_iteration(mdp: TabularMDP, tolerance: float = 1e-10) -> Solution:
+def value_iteration(mdp: TabularMDP, tolerance: float = 1e-8) -> Solution:
     """Optimal values to within `tolerance / 2`, and a policy within `tolerance` of optimal.
 
     Among equal actions the first is taken. Raises `InputError` for a tolerance that float64 cannot
-    certify: below 1e-14 times the largest value that rewards of this size can add up to.
+    certify: a change that small would drown in the rounding of the values.
     """
-    largest = np.abs(mdp.rewards).max() / (1 - mdp.discount)
-    if not tolerance > 1e-14 * largest:
-        raise InputError(f"the tolerance is {tolerance}: pass more than {1e-14 * largest:.1e}")
-    values, change = np.zeros(mdp.states), np.inf
-    while mdp.discount * change * 2 > tolerance * (1 - mdp.discount):
-        table = action_values(mdp, values)
-        values, before = table.max(axis=-1), values
+    finest = 1e-15 * np.abs(mdp.rewards).max() / (1 - mdp.discount) ** 2
+    if not tolerance > finest:
+        raise InputError(f"the tolerance is {tolerance}: pass more than {finest:.1e}")
+    values, settled = np.zeros(mdp.states), False
+    while not settled:
+        values, before = action_values(mdp, values).max(axis=-1), values
         change = np.abs(values - before).max()
+        settled = 2 * mdp.discount * change <= tolerance * (1 - mdp.discount)
     table = action_values(mdp, values)
     return Solution(values, table, table.argmax(axis=-1))
 

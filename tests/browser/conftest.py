@@ -43,13 +43,13 @@ def show(lab: Lab, chromium: Any) -> Iterator[Callable[..., Shown]]:
     opened: list[Shown] = []
 
     def open_explorer(
-        name: str, source: str, width: int = 1200, theme: str = lab_driver.LIGHT
+        name: str, *sources: str, width: int = 1200, theme: str = lab_driver.LIGHT
     ) -> Shown:
         lab.theme(theme)
         page = chromium.new_page(viewport={"width": width, "height": 1000})
         shown = Shown(page)
         opened.append(shown)
-        shown.open(lab.notebook(name, source))
+        shown.open(lab.notebook(name, *sources))
         return shown
 
     yield open_explorer

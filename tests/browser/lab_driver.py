@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -171,22 +171,54 @@ class Shown:
         self.page.wait_for_function("performance.now() - window.lastDrawn > 500")
 
     def trace(self, index: int, field: str) -> list[Any]:
-        script = "([i, f]) => Array.from(document.querySelector('.js-plotly-plot').data[i][f])"
+        script = TRACE
         return self.page.evaluate(script, [index, field])
 
     def handle(self, label: str) -> Any:
         """The handle of the slider described as `label`."""
         row = self.page.locator(".offrl-explorer .widget-hslider").filter(has_text=label)
-        return row.locator(".noUi-handle")
+        return row.locator(".noUi-handle").first
 
-    def press(self, label: str, key: str, times: int = 1) -> None:
-        """Press an arrow key on a slider, and wait for the picture to follow."""
+    def act(self, action: Callable[[], Any]) -> None:
+        """Do something that redraws, and wait for the picture to follow."""
         before = self.page.evaluate("window.drawn")
-        self.handle(label).focus()
-        for _ in range(times):
-            self.page.keyboard.press(key)
+        action()
         self.page.wait_for_function("before => window.drawn > before", arg=before)
         self.settle()
+
+    def press(self, label: str, key: str, times: int = 1) -> None:
+        """Press a key on a slider."""
+
+        def keys() -> None:
+            self.handle(label).focus()
+            for _ in range(times):
+                self.page.keyboard.press(key)
+
+        self.act(keys)
+
+    def click(self, button: str) -> None:
+        self.act(self.page.get_by_role("button", name=button, exact=True).click)
+
+    def choose(self, label: str, option: str) -> None:
+        """Select an option of a menu."""
+        menu = self.page.locator(".offrl-explorer .widget-dropdown").filter(has_text=label)
+        self.act(lambda: menu.locator("select").select_option(label=option))
+
+    def resize(self, width: int) -> None:
+        """Give the window another width, and wait until the figure fills its card."""
+        self.page.set_viewport_size({"width": width, "height": 1000})
+        self.page.wait_for_function(f"() => {{ const [a, b] = ({WIDTHS})(); return a > b - 5; }}")
+        self.page.wait_for_function(f"() => {{ const [a, b] = ({WIDTHS})(); return a < b + 1; }}")
+        self.settle()
+
+    def widths(self) -> tuple[float, float]:
+        """Width of the drawn figure, and of the card that holds it."""
+        return tuple(self.page.evaluate(WIDTHS))
+
+    def colours(self, selector: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ink of the first such part, and the first solid colour behind it."""
+        ink, paper = self.page.evaluate(COLOURS, f".offrl-explorer {selector}")
+        return tuple(ink), tuple(paper)
 
     def readout(self) -> str:
         return self.page.locator(".offrl-readout").inner_text()
@@ -199,6 +231,27 @@ class Shown:
         return self.page.evaluate(OVERFLOWS)
 
 
+TRACE = """([index, field]) => {
+  const plain = (value) =>
+    Array.isArray(value) || ArrayBuffer.isView(value) ? Array.from(value, plain) : value;
+  return plain(document.querySelector(".js-plotly-plot").data[index][field]);
+}"""
+WIDTHS = """() => {
+  const plot = document.querySelector(".js-plotly-plot");
+  return [plot._fullLayout.width, plot.closest(".offrl-card").clientWidth];
+}"""
+COLOURS = """(selector) => {
+  const part = document.querySelector(selector);
+  const numbers = (colour) => colour.match(/[0-9.]+/g).map(Number);
+  let behind = part;
+  const solid = (element) => {
+    const channels = numbers(getComputedStyle(element).backgroundColor);
+    return channels.length < 4 || channels[3] > 0.99;
+  };
+  while (!solid(behind)) behind = behind.parentElement;
+  const paper = numbers(getComputedStyle(behind).backgroundColor).slice(0, 3);
+  return [numbers(getComputedStyle(part).color).slice(0, 3), paper];
+}"""
 HAS_DATA = """() => {
   const plot = document.querySelector(".offrl-explorer .js-plotly-plot");
   return plot && plot.data && plot.data.length > 0 && plot.querySelector(".main-svg");
