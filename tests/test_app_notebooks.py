@@ -191,6 +191,9 @@ def test_a_folder_is_found_where_the_comment_asks_for_one(tmp_path: Path) -> Non
     )
     values = {"log": "logs", "name": "logs"}
     assert list(resolve_files(parameters, values, values, [tmp_path])[1]) == ["log"]
+    (tmp_path / "trial").mkdir()
+    default = {"log": "trial", "name": "x"}
+    assert resolve_files(parameters, default, [], [tmp_path])[1] == {}, "a default is a choice"
 
 
 def test_a_missing_data_file_is_told_only_where_somebody_named_it(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def random_world(seed: int, discount: float = 0.9) -> tuple[TabularMDP, np.ndarr
 
 
 def loop_vi_lcb(folds, successors, rewards, discount, penalty, iterations, failure):
-    """One data set, as the card writes it: folds[0] for pi_0, folds[t] (or the one) for sweep t."""
+    """One data set, written out: folds[0] for pi_0, folds[t] (or the one) for sweep t."""
     states, actions, slots = successors.shape
     value_max = 1 / (1 - discount)
     log_term = penalty * np.log(2 * (iterations + 1) * states * actions / failure)

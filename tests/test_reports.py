@@ -220,7 +220,7 @@ def test_a_failing_cell_keeps_the_partial_notebook_and_is_named(tmp_path: Path) 
     (failed,) = (tmp_path / "out").iterdir()
     assert failed.name.endswith(".failed")
     message = str(caught.value)
-    expected = "bad: cell In[2] under “The hard part” failed at `{}['key']`: KeyError: 'key'"
+    expected = "bad: cell In[2] (`{}['key']`, under “The hard part”) failed: KeyError: 'key'"
     assert message == f"{expected}; the partial notebook is in {failed}"
     partial = nbformat.read(failed / "bad.ipynb", 4)
     assert [c.execution_count for c in partial.cells if c.cell_type == "code"] == [1, 2, None]
@@ -231,7 +231,7 @@ def test_a_failing_cell_keeps_the_partial_notebook_and_is_named(tmp_path: Path) 
 def test_a_dead_kernel_is_a_failure_of_the_cell_that_killed_it(tmp_path: Path) -> None:
     path = write(tmp_path / "dead.ipynb", cell("x = 1"), cell("import os; os._exit(9)"), cell("y"))
     with pytest.raises(
-        ReportFailed, match=r"failed at `import os; os\._exit\(9\)`: DeadKernelError"
+        ReportFailed, match=r"`import os; os\._exit\(9\)`\) failed: DeadKernelError"
     ):
         run_report(str(path), {}, tmp_path / "out", progress=False)
 

@@ -396,13 +396,13 @@ def test_missing_mass_has_pure_expert_data():
     assert mdp.initial[1:5] == pytest.approx(np.full(4, 1 / 101))
 
 
-def test_missing_mass_loses_what_the_card_measured():
+def test_missing_mass_loses_its_closed_form():
     assert missing_mass_mdp_loss(5, 1000, 0.9) == pytest.approx(0.0662, abs=5e-5)
     approximation = 5 * 0.9 / (2 * np.e * 0.01 * 10**6)  # S gamma / (2 e (1-gamma)^2 N)
     assert missing_mass_mdp_loss(6, 10**6, 0.9) == pytest.approx(approximation, rel=1e-3)
 
 
-def test_the_ambiguous_bound_has_the_rate_of_the_card_at_its_gap():
+def test_the_ambiguous_bound_has_its_rate_at_the_hardest_gap():
     sizes = np.array([10**4, 10**5, 10**6])
     gap = np.sqrt(5 * 1.05 / (8 * sizes * 0.05))
     bound = ambiguous_mdp_lower_bound(5, 1.05, gap, 0.9, sizes)

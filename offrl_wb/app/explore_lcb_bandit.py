@@ -94,7 +94,7 @@ def add_count_and_pick_traces(figure: go.Figure) -> None:
             hovertemplate=row + " picks arm %{x}<extra></extra>",
         )
 
-# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #edaa3a2b
+# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #6f3b1865
 def draw_arms(figure: go.Figure, picture: ArmsPicture) -> None:
     """Put an `ArmsPicture` into the figure of `arms_figure`."""
     arms = np.arange(1, len(picture.counts) + 1)
@@ -102,7 +102,7 @@ def draw_arms(figure: go.Figure, picture: ArmsPicture) -> None:
     truth, means, lower, plays, *picks = figure.data
     truth.x = np.ravel([arms - 0.35, arms + 0.35, np.full(len(arms), np.nan)], order="F")
     truth.y = np.repeat(picture.truth, 3)
-    means.x, means.y = arms, picture.means
+    means.x, means.y = arms, np.where(picture.counts > 0, picture.means, np.nan)
     means.error_y.array, means.error_y.arrayminus = 0 * ends, np.maximum(picture.means - ends, 0)
     lower.x, lower.y, lower.customdata = arms, ends, picture.lower
     lower.marker.symbol = np.where(picture.lower < FLOOR + 0.05, "triangle-down", "circle")

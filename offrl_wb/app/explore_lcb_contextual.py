@@ -63,7 +63,7 @@ def curve_figure() -> go.Figure:
     )
     return figure
 
-# %% ../../nbs/app/07_explore_lcb_contextual.ipynb #9e03a95c
+# %% ../../nbs/app/07_explore_lcb_contextual.ipynb #f99021fb
 def draw_curve(figure: go.Figure, curve: ErrorCurve) -> None:
     """Put an `ErrorCurve` into the figure of `curve_figure`; a loss of zero leaves a gap."""
     for trace, field in zip(figure.data, [*CURVES, *GUIDES], strict=False):
@@ -71,7 +71,7 @@ def draw_curve(figure: go.Figure, curve: ErrorCurve) -> None:
         trace.x, trace.y = curve.sizes, np.where(heights > 0, heights, np.nan)
     knee, seen = figure.data[5], curve.sizes[0] <= curve.knee <= curve.sizes[-1]
     knee.x = [curve.knee, curve.knee] if seen else [None, None]
-    knee.y, knee.text = [10**LOWEST, 1], ["", "knee"]
+    knee.y, knee.text = [10**LOWEST, 1], ["", "\N{NO-BREAK SPACE}knee"]
     figure.layout.xaxis.range = np.log10([curve.sizes[0] / 1.3, curve.sizes[-1] * 1.3])
 
 # %% ../../nbs/app/07_explore_lcb_contextual.ipynb #a36536bc

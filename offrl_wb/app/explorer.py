@@ -121,7 +121,7 @@ def heading(text: str) -> dict[str, Any]:
     """Plotly's title settings for an explorer's figure: in the top left corner of its card."""
     return dict(text=text, yref="container", y=1, yanchor="top", pad_t=16, automargin=False)
 
-# %% ../../nbs/app/05_explorer.ipynb #4b4721c3
+# %% ../../nbs/app/05_explorer.ipynb #e2ab0a60
 @dataclass
 class Debounced:
     """Call `action` once after a burst of calls: `wait` seconds after the last, `longest` at most.
@@ -130,7 +130,7 @@ class Debounced:
     """
 
     action: Callable[[], None]
-    wait: float = 0.02
+    wait: float = 0.01
     longest: float = 0.1
     _timer: asyncio.TimerHandle | None = field(default=None, init=False, repr=False)
     _deadline: float = field(default=0.0, init=False, repr=False)

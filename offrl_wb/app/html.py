@@ -424,7 +424,7 @@ def flat(value: object, name: str = "") -> list[tuple[str, str]]:
         return [pair for key, v in inner for pair in flat(v, key)]
     return [(name or "source", _shown(value))]
 
-# %% ../../nbs/app/02_html.ipynb #b550ddb0
+# %% ../../nbs/app/02_html.ipynb #1fe13cf2
 def _duration(seconds: float) -> str:
     """Wall time in the unit a person would use."""
     if seconds < 60:
@@ -458,7 +458,7 @@ def first_screen(story: Mapping[str, Any]) -> str:
     ]
     versions = [(name, html.escape(version)) for name, version in story["versions"].items()]
     tables = (("Parameters", parameters), ("Data and seeds", data), ("Run", run))
-    drawn = [pairs_table(caption, pairs) for caption, pairs in tables]
+    drawn = [pairs_table(caption, pairs or [("none", "")]) for caption, pairs in tables]
     return f'<div class="grid">{"".join(drawn)}{pairs_table("Versions", versions, 7)}</div>'
 
 # %% ../../nbs/app/02_html.ipynb #24641246
@@ -473,7 +473,7 @@ def contents(headings: Sequence[tuple[int, str, str]]) -> str:
     ]
     return f'<nav aria-label="Contents"><h2>Contents</h2><ol>{"".join(items)}</ol></nav>'
 
-# %% ../../nbs/app/02_html.ipynb #600e2ee7
+# %% ../../nbs/app/02_html.ipynb #54996ba4
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6470; --paper: #fff; --panel:
   #f5f6f8; --line: #d9dde3; --link: #0b5cad; --good: #0a6b3d; --bad: #b3261e; --mark: #8a4b00; }
@@ -498,6 +498,7 @@ blockquote { margin: 1rem 0; padding: .1rem 1rem; border-left: 3px solid var(--l
   font-weight: 600; border: 1px solid currentColor; vertical-align: middle; margin-left: .5rem; }
 .state.finished { color: var(--good); }
 .state.failed { color: var(--bad); }
+.error-line a { color: inherit; }
 .error-line { color: var(--bad); font-weight: 600; overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: .8rem;
   margin: 1rem 0; align-items: start; }

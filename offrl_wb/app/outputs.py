@@ -7,7 +7,7 @@ __all__ = ['MOST_PNG', 'MOST_OUTPUT', 'tree_text', 'code_text', 'imported_module
            'stamp_of', 'write_notebook', 'refresh_one', 'all_paths', 'is_stale', 'output_problems', 'equation_problems',
            'check', 'refresh', 'readme', 'check_readme', 'main']
 
-# %% ../../nbs/app/04_outputs.ipynb #54f11aaf
+# %% ../../nbs/app/04_outputs.ipynb #297e4a31
 import ast
 import base64
 import functools
@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from posixpath import normpath
 from typing import TYPE_CHECKING, Any
 
 from .html import PLOTLY, alternative_text_of
@@ -136,12 +137,12 @@ def stamp_of(path: Path) -> str:
         :16
     ]
 
-# %% ../../nbs/app/04_outputs.ipynb #6efe1f74
+# %% ../../nbs/app/04_outputs.ipynb #27eb5924
 def _prepared(document: Mapping[str, Any], module: str) -> tuple[dict[str, Any], list[int]]:
     """What is run, and for each of its cells the index of the original cell."""
     cells, places = [], []
     for place, cell in enumerate(document["cells"]):
-        skipped = cell["cell_type"] != "code" or tags_of(cell) & set(LEFT_OUT)
+        skipped = cell["cell_type"] != "code" or tags_of(cell) & {*LEFT_OUT, "exercise"}
         ready = None if skipped else runnable(cell, module)
         if ready is not None:
             cells.append(ready | {"id": f"cell-{place}"})
@@ -304,7 +305,7 @@ def refresh(paths: Sequence[Path] = ()) -> list[Path]:
             refresh_one(path, picture)
     return chosen
 
-# %% ../../nbs/app/04_outputs.ipynb #0a0ea3c2
+# %% ../../nbs/app/04_outputs.ipynb #d313d543
 def _fenced(text: str, language: str = "") -> str:
     """A fenced block, with a fence longer than any inside."""
     longest = max((len(run) for run in re.findall(r"`{3,}", text)), default=2)
@@ -333,9 +334,8 @@ def readme(index: Path) -> str:
             parts += [_fenced(code, "python")] if code else []
             parts += [_shown_output(output) for output in cell.get("outputs", [])]
     text = "\n\n".join(part for part in parts if part) + "\n"
-    folder = re.compile(r"(\]\(|\b(?:src|href)=[\"'])(?:\./)?(images/)")
-    text = folder.sub(rf"\1{index.parent.name}/\2", text)
-    return re.sub(r"(\]\()\.\./", r"\1", text)
+    link = re.compile(r"(\]\(|\b(?:src|href)=[\"'])(?![a-z]+:|[#/])([^)\s\"']+)")
+    return link.sub(lambda found: found[1] + normpath(f"{index.parent.name}/{found[2]}"), text)
 
 # %% ../../nbs/app/04_outputs.ipynb #15a8d5b5
 def check_readme(index: Path, target: Path) -> list[str]:

@@ -222,7 +222,7 @@ def kernel_manager(environment: Mapping[str, str]) -> type:
 
     return OwnKernelManager
 
-# %% ../../nbs/app/03_reports.ipynb #a3fdb549
+# %% ../../nbs/app/03_reports.ipynb #b106cbfd
 @dataclass(frozen=True)
 class Failure:
     """The cell that ended a run: its index, In[number], heading and first line, and the error."""
@@ -236,8 +236,8 @@ class Failure:
 
     def __str__(self) -> str:
         where = f"cell In[{self.number}]" if self.number else f"cell {self.cell + 1}"
-        section = f" under “{self.heading}”" if self.heading else ""
-        return f"{where}{section} failed at `{self.line}`: {self.error}"
+        section = f", under “{self.heading}”" if self.heading else ""
+        return f"{where} (`{self.line}`{section}) failed: {self.error}"
 
 
 def _failed_cell(document: "NotebookNode") -> int:

@@ -6,12 +6,13 @@
 __all__ = ['SCHEMA_VERSION', 'SCHEMA', 'VERSION_KEY', 'canonical_parameters', 'parameters_hash', 'Records', 'validate_records',
            'save_records', 'load_records', 'notebooks_folder', 'committed_records', 'publish', 'publish_provenance']
 
-# %% ../../nbs/core/03_records.ipynb #b0995830
+# %% ../../nbs/core/03_records.ipynb #cd8c6445
 import hashlib
 import json
 import os
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -135,10 +136,13 @@ def load_records(path: str | Path) -> pl.DataFrame:
         raise InputError(f"{path} has {found}; this library reads records of {SCHEMA_VERSION}")
     return validate_records(frame, str(path))
 
-# %% ../../nbs/core/03_records.ipynb #17f32a3a
+# %% ../../nbs/core/03_records.ipynb #dbe61343
 def notebooks_folder() -> Path:
     """Where `nbs/` lies: beside the package in a source checkout, inside it once installed."""
-    package = Path(__file__).resolve().parents[1]
+    spec = find_spec("offrl_wb")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).resolve().parent
     checkout = package.parent / "nbs"
     if (package.parent / "settings.ini").exists() and checkout.is_dir():
         return checkout

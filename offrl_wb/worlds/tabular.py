@@ -9,14 +9,16 @@ __all__ = ['DENSE_STATES', 'DENSE_ENTRIES', 'check_distribution', 'check_discoun
            'horizon_table', 'evaluate_horizon', 'occupancy_horizon', 'fork_mdp', 'ambiguous_mdp',
            'ambiguous_mdp_lower_bound', 'missing_mass_mdp', 'missing_mass_mdp_loss']
 
-# %% ../../nbs/worlds/02_tabular.ipynb #68d8aa69
+# %% ../../nbs/worlds/02_tabular.ipynb #e6c38c10
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
-from scipy.sparse.linalg import splu
 
 from ..core.errors import InputError
+
+if TYPE_CHECKING:
+    from scipy.sparse import csc_matrix
 
 # %% ../../nbs/worlds/02_tabular.ipynb #b1e1fbd7
 def check_distribution(probabilities: np.ndarray, what: str, axes: tuple[str, ...] = ()) -> None:
@@ -211,20 +213,22 @@ def distinct_policies(
     table = policy_table(mdp, unique.reshape(-1, *policy.shape[len(lead) :]))
     return table, which.reshape(-1), lead
 
-# %% ../../nbs/worlds/02_tabular.ipynb #aac7ac60
+# %% ../../nbs/worlds/02_tabular.ipynb #d039ec4d
 DENSE_STATES = 128  # above this many states, sparse factorisation is faster
 DENSE_ENTRIES = 4_000_000  # dense systems are solved in batches of at most this many numbers
 
 
-def policy_matrix(mdp: TabularMDP, table: np.ndarray) -> sparse.csc_matrix:
+def policy_matrix(mdp: TabularMDP, table: np.ndarray) -> "csc_matrix":
     """State-to-state transition matrix `(S, S)` of one policy `table` `(S, A)`, sparse."""
+    from scipy.sparse import csc_matrix  # here, since importing it takes half a second
+
     weights = table[:, :, None] * mdp.probabilities
     start = np.broadcast_to(np.arange(mdp.states)[:, None, None], weights.shape)
     used = weights > 0
     entries = (weights[used], (start[used], mdp.successors[used]))
-    return sparse.csc_matrix(entries, shape=(mdp.states, mdp.states))
+    return csc_matrix(entries, shape=(mdp.states, mdp.states))
 
-# %% ../../nbs/worlds/02_tabular.ipynb #1cd5b60d
+# %% ../../nbs/worlds/02_tabular.ipynb #90b09c83
 def solve_policies(
     mdp: TabularMDP, tables: np.ndarray, right: np.ndarray, transposed: bool
 ) -> np.ndarray:
@@ -234,10 +238,11 @@ def solve_policies(
     """
     states, answers = mdp.states, np.empty((len(tables), mdp.states))
     if states > DENSE_STATES:
+        from scipy.sparse import identity
+        from scipy.sparse.linalg import splu
+
         for index, table in enumerate(tables):
-            system = sparse.identity(states, format="csc") - mdp.discount * policy_matrix(
-                mdp, table
-            )
+            system = identity(states, format="csc") - mdp.discount * policy_matrix(mdp, table)
             answers[index] = splu(system).solve(right[index], trans="T" if transposed else "N")
         return answers
     transition, batch = mdp.transition_matrix, max(1, DENSE_ENTRIES // states**2)

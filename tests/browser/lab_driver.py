@@ -207,8 +207,7 @@ class Shown:
     def resize(self, width: int) -> None:
         """Give the window another width, and wait until the figure fills its card."""
         self.page.set_viewport_size({"width": width, "height": 1000})
-        self.page.wait_for_function(f"() => {{ const [a, b] = ({WIDTHS})(); return a > b - 5; }}")
-        self.page.wait_for_function(f"() => {{ const [a, b] = ({WIDTHS})(); return a < b + 1; }}")
+        self.page.wait_for_function(FITS)
         self.settle()
 
     def widths(self) -> tuple[float, float]:
@@ -239,6 +238,11 @@ TRACE = """([index, field]) => {
 WIDTHS = """() => {
   const plot = document.querySelector(".js-plotly-plot");
   return [plot._fullLayout.width, plot.closest(".offrl-card").clientWidth];
+}"""
+FITS = """() => {
+  const plot = document.querySelector(".js-plotly-plot"), card = plot.closest(".offrl-card");
+  const inside = card.getBoundingClientRect().right < window.innerWidth;
+  return inside && Math.abs(plot._fullLayout.width - card.clientWidth) < 4;
 }"""
 COLOURS = """(selector) => {
   const part = document.querySelector(selector);
