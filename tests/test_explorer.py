@@ -240,7 +240,7 @@ def test_the_static_picture_needs_no_widget(monkeypatch: pytest.MonkeyPatch) -> 
     assert bundle["text/plain"].startswith("A straight line whose slope is set with a slider\n")
     drawn = bundle["application/vnd.plotly.v1+json"]
     assert drawn["layout"]["title"]["text"] == "ends at 2"
-    assert "slope 2 ends at 2" in drawn["layout"]["annotations"][0]["text"]
+    assert "slope 2 ends at 2" in drawn["layout"]["annotations"][-1]["text"]
 
 
 def test_making_the_static_bundle_leaves_the_figure_as_it_was() -> None:

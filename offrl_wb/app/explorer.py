@@ -465,29 +465,30 @@ class Explorer:
         bundle = self.panel.box._repr_mimebundle_(**formats)
         return {**bundle, "text/plain": alternative_text(self.figure)}
 
-# %% ../../nbs/app/05_explorer.ipynb #804d24fd
+# %% ../../nbs/app/05_explorer.ipynb #da72f33d
 SNAPSHOT = "A snapshot of the first setting: run this cell in JupyterLab to move the controls."
 
 
 def static_bundle(figure: go.Figure, caption: str) -> dict[str, Any]:
     """The output of an explorer without a front end: Plotly's JSON, and text."""
     still = go.Figure(figure)
-    lines = [f"<b>{line}</b>" for line in textwrap.wrap(caption, 105)]
-    lines += [f"<i>{SNAPSHOT}</i>"]
-    bottom = (still.layout.margin.b or 60) + 22 * len(lines)
-    still.update_layout(margin_b=bottom, height=(still.layout.height or 450) + 22 * len(lines))
+    lines = [f"<b>{line}</b>" for line in textwrap.wrap(caption, 95)] + [f"<i>{SNAPSHOT}</i>"]
+    room = 18 * len(lines) + 8
+    still.update_layout(
+        margin_t=(still.layout.margin.t or 56) + room, height=(still.layout.height or 420) + room
+    )
     still.add_annotation(
         text="<br>".join(lines),
         showarrow=False,
         align="left",
+        font_size=12,
         xref="paper",
-        yref="paper",
         x=0,
         xanchor="left",
-        y=0,
-        yanchor="top",
-        yshift=-(bottom - 22 * len(lines) - 5),
-        font_size=12,
+        yref="paper",
+        y=1,
+        yanchor="bottom",
+        yshift=6,
     )
     return {
         "application/vnd.plotly.v1+json": json.loads(still.to_json())
