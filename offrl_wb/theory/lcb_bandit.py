@@ -30,7 +30,7 @@ def hoeffding_width(
     """
     return np.where(counts > 0, np.sqrt(penalty * log_term / np.maximum(counts, 1)), 1.0)
 
-# %% ../../nbs/theory/01_lcb_bandit.ipynb #40cb04e9
+# %% ../../nbs/theory/01_lcb_bandit.ipynb #94ee5c0a
 def lower_confidence_bounds(
     counts: np.ndarray,
     reward_sums: np.ndarray,
@@ -48,7 +48,8 @@ def lower_confidence_bounds(
     if unseen not in ("paper", "never"):
         raise InputError(f"unseen is 'paper' or 'never', not {unseen!r}")
     pulls = np.maximum(counts, 1)
-    bounds = reward_sums / pulls - np.sqrt(penalty * log_term / pulls)
+    finite = min(penalty, 1e12)  # an infinite penalty would make all bounds equal; this imitates
+    bounds = reward_sums / pulls - np.sqrt(finite * log_term / pulls)
     return np.where(counts > 0, bounds, -1.0 if unseen == "paper" else -np.inf)
 
 # %% ../../nbs/theory/01_lcb_bandit.ipynb #99e9a200

@@ -134,7 +134,7 @@ def ambiguous_marginal_losses(
     }
     return {rule: excess * gaps[..., 0] * wrong.mean(axis=-1) for rule, wrong in chosen.items()}
 
-# %% ../../nbs/theory/02_lcb_contextual.ipynb #96249c1b
+# %% ../../nbs/theory/02_lcb_contextual.ipynb #5a521a3c
 def missing_mass_expected_loss(
     contexts: int, sizes: np.ndarray, penalty: float, unseen: Unseen
 ) -> dict[str, np.ndarray]:
@@ -145,7 +145,7 @@ def missing_mass_expected_loss(
     Source: derived.
     """
     sizes = np.asarray(sizes, dtype=float)
-    seen = np.arange(1, 60)
+    penalty, seen = min(penalty, 1e12), np.arange(1, 60)
     rare = 1 / (sizes + 1)
     steps = (sizes[:, None] - seen + 1) / seen * (rare / (1 - rare))[:, None]
     never = np.exp(sizes * np.log1p(-rare))
@@ -159,7 +159,7 @@ def missing_mass_expected_loss(
         "plug_in": tossed,
     }
 
-# %% ../../nbs/theory/02_lcb_contextual.ipynb #7eab6ea5
+# %% ../../nbs/theory/02_lcb_contextual.ipynb #fc6a2e5e
 CURVE_SIZES = np.unique(np.geomspace(100, 1_000_000, 13).round().astype(np.int64))
 
 
@@ -191,7 +191,6 @@ def error_curve(
     if not 2 <= contexts <= CURVE_SIZES[0]:
         raise InputError(f"the number of contexts must be 2 to {CURVE_SIZES[0]}, not {contexts}")
     generator = stream(seed, "error curve")
-    penalty = min(penalty, 1e12)
     settings = (contexts, excess, CURVE_SIZES, 200, generator, penalty, unseen)
     noisy = ambiguous_marginal_losses(*settings)
     exact = missing_mass_expected_loss(contexts, CURVE_SIZES, penalty, unseen)
