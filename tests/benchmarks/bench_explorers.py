@@ -20,7 +20,7 @@ from offrl_wb.app.explore_lcb_bandit import explore_arms, explore_winner_map
 from offrl_wb.app.explore_lcb_contextual import explore_error_curve
 from offrl_wb.app.explore_lcb_mdp import explore_staircase
 from offrl_wb.app.explorer import Explorer
-from tests.browser import lab_driver
+from tests.browser import chromium, lab_driver
 
 EXPLORERS = {  # name: how it is made, the module it lives in, the slider that is moved
     "arms": (explore_arms, "explore_lcb_bandit", "samples N"),
@@ -95,7 +95,8 @@ def main(moves: int = 40) -> None:
     for name, (make, _, _) in EXPLORERS.items():
         times = compute_times(make(live=False))
         print(row(name, times, 30, times.max()), flush=True)
-    if lab_driver.chromium() is None:
+    path = chromium.find()
+    if path is None:
         sys.exit("no Chromium or Chrome on this machine: the second table is left out")
     from playwright.sync_api import sync_playwright
 
@@ -106,7 +107,7 @@ def main(moves: int = 40) -> None:
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(
-            executable_path=lab_driver.chromium(), args=lab_driver.CHROMIUM_ARGUMENTS
+            executable_path=path, args=lab_driver.CHROMIUM_ARGUMENTS
         )
         for name, (make, module, slider) in EXPLORERS.items():
             function = make.__name__

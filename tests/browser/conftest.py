@@ -6,18 +6,20 @@ from typing import Any
 
 import pytest
 
+from . import chromium as installed
 from . import lab_driver
 from .lab_driver import CHROMIUM_ARGUMENTS, Lab, Shown
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
-    for item in items:
-        if here in Path(item.path).parents:
-            item.add_marker(pytest.mark.browser)
-            if lab_driver.chromium() is None:
-                reason = "no Chromium or Chrome on this machine: `make browser` installs one"
-                item.add_marker(pytest.mark.skip(reason=reason))
+    mine = [item for item in items if here in Path(item.path).parents]
+    missing = bool(mine) and installed.find() is None
+    for item in mine:
+        item.add_marker(pytest.mark.browser)
+        if missing:
+            reason = "no Chromium or Chrome on this machine: `make browser` installs one"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="session")
@@ -29,10 +31,9 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     sync_api = pytest.importorskip("playwright.sync_api")
+    path = installed.find()
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=lab_driver.chromium(), args=CHROMIUM_ARGUMENTS
-        )
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
         yield browser
         browser.close()
 

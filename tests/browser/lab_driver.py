@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import offrl_wb
 
 SLOW_MACHINE = 120  # seconds: a generous limit for anything that is waited for
 LIGHT, DARK = "JupyterLab Light", "JupyterLab Dark"
-CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -37,11 +35,6 @@ SETTINGS = {
 }
 # Messages that are JupyterLab's own and say nothing about an explorer: (text, the reason).
 HARMLESS: tuple[tuple[str, str], ...] = ()
-
-
-def chromium() -> str | None:
-    """The path of an installed Chromium or Chrome, or None."""
-    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
 
 
 class Lab:
