@@ -19,9 +19,9 @@ from offrl_wb.data.bandit_logs import (
     align,
     best_and_other,
     context_quota,
-    counts,
     exact_binomial_interval,
     largest_size,
+    log_counts,
     reached_concentrability,
     read_bandit_log,
     split,
@@ -186,7 +186,7 @@ def test_rewards_are_rescaled_from_a_given_range(tmp_path):
 def test_listed_actions_may_go_unlogged(tmp_path):
     log = read_bandit_log(write(tmp_path), actions=["b", "c", "a"])
     assert log.action_labels == ("b", "c", "a")
-    assert counts(log)[0][:, 1].tolist() == [0, 0]
+    assert log_counts(log)[0][:, 1].tolist() == [0, 0]
 
 
 def test_tab_separated_and_semicolon_mistakes(tmp_path):
@@ -504,7 +504,7 @@ def test_thorntons_experiment_reads_with_everybody_accounted_for():
 
 @needs_causaldata
 def test_thorntons_results_agree_with_the_published_ones():
-    number, reward_sums = counts(read_bandit_log("thornton_hiv"))
+    number, reward_sums = log_counts(read_bandit_log("thornton_hiv"))
     fetched = reward_sums.sum(axis=0) / number.sum(axis=0)
     assert fetched[0] == pytest.approx(0.34, abs=0.005)  # 34 % without a voucher
     assert reward_sums[:, 1:].sum() / number[:, 1:].sum() == pytest.approx(0.79, abs=0.005)
@@ -539,8 +539,8 @@ def test_counts_equal_a_loop_over_the_rows(log):
     for context, action, reward, _ in log.rows.iter_rows():
         number[context, action] += 1
         sums[context, action] += reward
-    assert (counts(log)[0] == number).all()
-    assert np.allclose(counts(log)[1], sums)
+    assert (log_counts(log)[0] == number).all()
+    assert np.allclose(log_counts(log)[1], sums)
 
 
 @settings(max_examples=80, deadline=None)
@@ -561,9 +561,9 @@ def test_splits_are_disjoint_and_of_the_wanted_size(log, cuts, stratified, seed)
         return
     seen = np.concatenate([part.column("reward") for part in parts])
     assert len(np.unique(seen)) == len(seen)
-    cells = counts(log)[0] if stratified else np.array(len(log))
+    cells = log_counts(log)[0] if stratified else np.array(len(log))
     for part, fraction in zip(parts, cuts, strict=True):
-        got = counts(part)[0] if stratified else np.array(len(part))
+        got = log_counts(part)[0] if stratified else np.array(len(part))
         assert (np.abs(got - fraction * cells) < 1 + 1e-9).all()
 
 
@@ -734,7 +734,7 @@ def test_scarce_contexts_may_be_left_uncovered():
 @given(log=logs(), seed=st.integers(0, 99))
 def test_the_estimate_is_the_definition_and_inside_its_interval(log, seed):
     best = np.random.default_rng(seed).integers(log.shape[1], size=log.shape[0])
-    number = counts(log)[0]
+    number = log_counts(log)[0]
     rho, mu = number.sum(axis=1) / len(log), number / len(log)
     expected = max(rho[s] / mu[s, best[s]] if mu[s, best[s]] else np.inf for s in range(len(rho)))
     reached = reached_concentrability(log, best)

@@ -12,7 +12,7 @@ from offrl_wb.core.errors import InputError
 from offrl_wb.core.policy import TabularPolicy
 from offrl_wb.core.random import stream
 from offrl_wb.core.records import SCHEMA
-from offrl_wb.data.bandit_logs import LOG_SCHEMA, BanditLog, counts, read_bandit_log, split
+from offrl_wb.data.bandit_logs import LOG_SCHEMA, BanditLog, log_counts, read_bandit_log, split
 from offrl_wb.protocols.bandit_ope import (
     ESTIMATORS,
     cell_means,
@@ -210,7 +210,7 @@ def test_frequencies_as_propensities_give_the_stratified_mean():
         propensity=pl.Series(table[log.column("context"), log.column("action")])
     )
     log = BanditLog(rows, log.context_labels, log.action_labels, "estimated", {})
-    number, sums = counts(log)
+    number, sums = log_counts(log)
     rho = number.sum(axis=1) / len(log)
     stratified = (rho[:, None] * TARGET * sums / number).sum()
     any_model = np.random.default_rng(0).random((3, 3))
@@ -384,7 +384,7 @@ def test_the_reward_model_lies_between_the_extremes_and_tends_to_the_cell_means(
     rewards = log.column("reward")
     assert (model >= rewards.min() - 1e-9).all()
     assert (model <= rewards.max() + 1e-9).all()
-    number, sums = counts(log)
+    number, sums = log_counts(log)
     seen = number > 0
     assert np.allclose(reward_model(log, 1e-9)[seen], (sums / np.maximum(number, 1))[seen])
 

@@ -1,5 +1,7 @@
 """Concentrability and coverability."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +17,7 @@ from offrl_wb.data.coverage import (
     reaching_probability,
     single_policy_concentrability,
 )
+from offrl_wb.worlds import tabular
 from offrl_wb.worlds.tabular import (
     FiniteHorizonMDP,
     TabularMDP,
@@ -24,6 +27,7 @@ from offrl_wb.worlds.tabular import (
     occupancy_horizon,
     value_iteration,
 )
+from offrl_wb.worlds.toy_text import toy_text
 
 
 def random_world(seed: int, discount: float = 0.8) -> TabularMDP:
@@ -99,11 +103,39 @@ def test_nonsense_is_refused(occupancies, behaviours, message):
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), discount=st.sampled_from([0.0, 0.5, 0.9]))
+@given(seed=st.integers(0, 10**6), discount=st.sampled_from([0.0, 0.5, 0.9, 0.9999]))
 def test_the_largest_occupancy_is_that_of_the_best_deterministic_policy(seed, discount):
     world = random_world(seed, discount)
     enumerated = occupancy(world, EVERY).max(axis=0)
-    assert largest_occupancy(world) == pytest.approx(enumerated, abs=1e-10)
+    assert largest_occupancy(world) == pytest.approx(enumerated, rel=1e-8, abs=1e-12)
+
+
+@pytest.mark.parametrize("discount", [0.9, 0.999, 0.9999, 0.999999])
+def test_the_largest_occupancy_is_as_quick_for_a_discount_near_one(discount):
+    lake = toy_text("FrozenLake-v1", discount)
+    started = time.process_time()
+    largest = largest_occupancy(lake)
+    assert time.process_time() - started < 2  # about 0.01 s on a quiet machine
+    for seed in range(20):
+        policy = np.random.default_rng(seed).integers(4, size=(50, lake.states))
+        assert (occupancy(lake, policy) <= largest + 1e-9).all()
+    goal = TabularMDP(
+        lake.initial, lake.successors, lake.probabilities, lake.rewards, lake.discount
+    )
+    visits = occupancy(goal, value_iteration(goal, 1e-2).actions)
+    assert (visits <= largest + 1e-9).all()
+
+
+def test_where_no_policy_ever_comes_the_largest_occupancy_is_exactly_zero():
+    mdp, _ = ambiguous_mdp(4, 1.0, 0.3, 0.9)
+    assert (largest_occupancy(mdp)[1:5] == 0).all()
+
+
+def test_the_large_and_the_small_route_of_the_largest_occupancy_agree(monkeypatch):
+    world = random_world(11)
+    small = largest_occupancy(world)
+    monkeypatch.setattr(tabular, "DENSE_STATES", 0)
+    assert largest_occupancy(world) == pytest.approx(small, rel=1e-12)
 
 
 @settings(max_examples=25, deadline=None)

@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from offrl_wb.core.errors import InputError
 from offrl_wb.core.random import stream
 from offrl_wb.theory.lcb_mdp import (
+    PAPER_PENALTY,
+    PRACTICAL_PENALTY,
+    RULES,
     behaviour_cloning,
     empirical_model,
     hoeffding_penalty,
@@ -22,6 +25,7 @@ from offrl_wb.theory.lcb_mdp import (
     split_folds,
     value_staircase,
     vi_lcb,
+    worst_case_losses,
 )
 from offrl_wb.worlds.tabular import (
     TabularMDP,
@@ -46,11 +50,11 @@ def random_world(seed: int, discount: float = 0.9) -> tuple[TabularMDP, np.ndarr
     return mdp, generator.dirichlet(np.ones(12)).reshape(4, 3)
 
 
-def loop_vi_lcb(folds, successors, rewards, discount, penalty, iterations, failure):
+def loop_vi_lcb(folds, successors, rewards, discount, penalty, iterations, delta):
     """One data set, written out: folds[0] for pi_0, folds[t] (or the one) for sweep t."""
     states, actions, slots = successors.shape
     value_max = 1 / (1 - discount)
-    log_term = penalty * np.log(2 * (iterations + 1) * states * actions / failure)
+    log_term = penalty * np.log(2 * (iterations + 1) * states * actions / delta)
     values, policy = [0.0] * states, []
     for s in range(states):
         frequency = [sum(folds[0][s, a]) for a in range(actions)]
@@ -224,6 +228,19 @@ def test_the_literal_constant_gives_exactly_imitation(split):
         assert np.array_equal(plan.actions, behaviour_cloning(counts, ties))
 
 
+def test_the_defaults_are_the_practical_choice_and_leave_imitation():
+    mdp, behaviour = ambiguous_mdp(5, 1.1, 1.0, 0.9, SIGNS)
+    counts = sample_counts(mdp, behaviour, 10_000, 20, stream(0, "defaults"))
+    world = (counts, mdp.successors, mdp.rewards, 0.9)
+    plan = vi_lcb(*world)
+    named = vi_lcb(*world, penalty=PRACTICAL_PENALTY, split="none")
+    assert np.array_equal(plan.values, named.values)
+    assert (plan.actions[:, 1:6] == (1 - SIGNS) // 2).all()
+    literal = vi_lcb(*world, penalty=PAPER_PENALTY, split="paper")
+    assert (PAPER_PENALTY, PRACTICAL_PENALTY) == (2000, 0.05)
+    assert np.array_equal(literal.actions, literal.default_actions)
+
+
 @pytest.mark.parametrize("size", [10_000, 300_000])
 def test_folds_at_one_half_do_not_leave_imitation_up_to_three_hundred_thousand(size):
     mdp, behaviour = ambiguous_mdp(5, 1.1, 1.0, 0.9, SIGNS)
@@ -378,7 +395,7 @@ def test_a_fold_is_a_hypergeometric_sample():
 def test_too_few_or_too_many_samples_for_folds_are_refused(size, message):
     counts = np.full((1, 1, 1, 1), size)
     with pytest.raises(InputError, match=message):
-        vi_lcb(counts, np.zeros((1, 1, 1), dtype=int), np.ones((1, 1, 1)), 0.9)
+        vi_lcb(counts, np.zeros((1, 1, 1), dtype=int), np.ones((1, 1, 1)), 0.9, split="paper")
 
 
 # Shapes and bad input
@@ -421,8 +438,8 @@ GOOD = dict(
         ({"penalty": -1.0}, "penalty"),
         ({"penalty": float("nan")}, "penalty"),
         ({"split": "half"}, "split is 'half'"),
-        ({"failure": 0.0}, "failure probability"),
-        ({"failure": 1.5}, "failure probability"),
+        ({"delta": 0.0}, "failure probability"),
+        ({"delta": 1.5}, "failure probability"),
     ],
 )
 def test_what_cannot_be_used_is_refused_in_one_line(change, message):
@@ -508,6 +525,35 @@ def test_the_plug_in_is_fooled_by_rarely_tried_actions_and_vi_lcb_is_not():
     losses = losses_of(mdp, behaviour, 5000, 100, "whims").mean(axis=1)
     assert losses[0] == losses[2] == losses[3] == 0
     assert losses[1] > 3
+
+
+def test_worst_case_losses_are_those_of_the_members_one_by_one():
+    sizes, gaps = np.array([1000, 4000]), np.array([1.0, 0.3])
+    losses = worst_case_losses(1.05, sizes, gaps, 5, 0.9, 0.05, half_datasets=6, seed=3)
+    assert losses.shape == (len(RULES), 2, 3, 12)
+    assert losses.min() > -1e-9
+    for n, size in enumerate(sizes.tolist()):
+        for half, signs in enumerate((SIGNS, -SIGNS)):
+            mdp, behaviour = ambiguous_mdp(5, 1.05, 0.3, 0.9, signs)
+            generator = stream(3, "ambiguous 1.05", size, 1, half)
+            counts = sample_counts(mdp, behaviour, size, 6, generator)
+            plan = vi_lcb(counts, mdp.successors, mdp.rewards, 0.9, 0.05, "none")
+            lost = (value_iteration(mdp).values - evaluate(mdp, plan.actions)) @ mdp.initial
+            logged = np.diff(np.sort(counts.sum(axis=-1)[:, :6], axis=-1))[..., 0] > 0
+            settled = (logged | (plan.values[:, :6] > 0)).all(axis=-1)
+            assert settled.any()
+            mine = losses[RULES.index("lcb"), n, 2, 6 * half : 6 * half + 6]
+            assert mine[settled] == pytest.approx(lost[settled], abs=1e-6)
+
+
+def test_worst_case_losses_do_not_depend_on_the_other_concentrabilities():
+    setting = (np.array([1000]), np.array([0.5]))
+    alone = worst_case_losses(1.0, *setting, half_datasets=5, seed=1)
+    both = worst_case_losses(1.05, *setting, half_datasets=5, seed=1)
+    assert alone.shape == (4, 1, 1, 10)
+    assert np.array_equal(alone, both[:, :, :1])
+    other = worst_case_losses(1.05, *setting, half_datasets=5, seed=2)
+    assert not np.array_equal(both, other)
 
 
 # The explorer's numbers

@@ -22,6 +22,7 @@ from offrl_wb.worlds.tabular import (
     occupancy_horizon,
     plan_horizon,
     sample_counts,
+    sample_counts_horizon,
     value_iteration,
 )
 
@@ -356,6 +357,46 @@ def test_a_bad_layer_is_named(change, message):
 def test_what_is_no_layered_policy_is_refused(policy, message):
     with pytest.raises(InputError, match=message):
         evaluate_horizon(layered_world(), policy)
+
+
+def test_counts_of_layers_have_multinomial_means_and_layers_are_independent():
+    world = layered_world(3)
+    behaviour = np.random.default_rng(0).dirichlet(np.ones(6), size=3).reshape(3, 3, 2)
+    counts = sample_counts_horizon(world, behaviour, 500, 5000, np.random.default_rng(1))
+    assert counts.shape == (5000, 3, 3, 2, 3)
+    assert (counts.sum(axis=(2, 3, 4)) == 500).all()
+    share = behaviour[..., None] * world.transition
+    spread = np.sqrt(500 * share * (1 - share))
+    assert (np.abs(counts.mean(axis=0) - 500 * share) <= 5 * spread / np.sqrt(5000)).all()
+    assert np.allclose(counts.std(axis=0), spread, rtol=0.1, atol=0.05)
+    between = np.corrcoef(counts[:, :, 0, 0, 0].T)
+    assert np.abs(between - np.eye(3)).max() < 5 / np.sqrt(5000)
+
+
+def test_an_impossible_transition_of_a_layer_is_never_drawn():
+    transition = np.zeros((2, 2, 1, 2))
+    transition[:, :, 0, 1] = 1
+    world = FiniteHorizonMDP(np.array([1.0, 0.0]), transition, np.zeros((2, 2, 1)))
+    flow = occupancy_horizon(world, np.zeros((2, 2), dtype=int))
+    counts = sample_counts_horizon(world, flow, 10**12, 7, np.random.default_rng(0))
+    assert (counts[:, 0, 0, 0, 1] == 10**12).all()
+    assert (counts[:, 1, 1, 0, 1] == 10**12).all()
+    assert counts.sum() == 2 * 7 * 10**12
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "size", "datasets", "message"),
+    [
+        (np.full((3, 2), 1 / 6), 10, 1, "behaviour has shape"),
+        (np.full((3, 3, 2), 1 / 18), 10, 1, "the behaviour of layer 0"),
+        (np.full((3, 3, 2), 1 / 6), -1, 1, "size -1"),
+        (np.full((3, 3, 2), 1 / 6), 10, 0, "0 data sets"),
+        (np.full((3, 3, 2), 1 / 6), 1.5, 1, "size 1.5"),
+    ],
+)
+def test_layered_data_sets_that_cannot_be_drawn_are_refused(behaviour, size, datasets, message):
+    with pytest.raises(InputError, match=message):
+        sample_counts_horizon(layered_world(), behaviour, size, datasets, np.random.default_rng(0))
 
 
 # Hard instances

@@ -214,12 +214,13 @@ def map_figure() -> go.Figure:
         )
     return figure
 
-# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #8ca93afb
+# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #fb5476f8
 def draw_map(figure: go.Figure, result: WinnerMap) -> None:
     """Put a `WinnerMap` into the figure of `map_figure`."""
     tiles, wall = figure.data[:2]
     letters = np.array([LETTERS[rule] for rule in RULES])
-    tiles.z, tiles.text = result.winner.T, letters[result.winner].T
+    text = np.where(result.clear, letters[result.winner], np.char.lower(letters[result.winner]))
+    tiles.z, tiles.text = result.winner.T, text.T
     tiles.customdata = map_hover(result)
     columns, rows = result.winner.shape
     past = int(np.searchsorted(result.concentrabilities, 2))
@@ -231,7 +232,7 @@ def draw_map(figure: go.Figure, result: WinnerMap) -> None:
         axis.tickvals, axis.ticktext = list(range(count)), [f"{value:g}" for value in values]
         axis.range = [-0.5, count - 0.5]
 
-# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #b6e0df1e
+# %% ../../nbs/app/06_explore_lcb_bandit.ipynb #755b6e72
 def map_hover(result: WinnerMap) -> np.ndarray:
     """What each cell says when pointed at: the three losses, `(N, C)` strings."""
     lines = [
@@ -253,6 +254,10 @@ def describe_map(values: dict[str, Any], result: WinnerMap) -> str:
         shares = [np.mean(result.winner[where] == k) for k in range(len(RULES))]
         won = [f"{NAMES[r]} {share:.0%}" for r, share in zip(RULES, shares, strict=True) if share]
         parts.append(f"{side}: {', '.join(won)} of the cells")
+    unclear = 1 - np.mean(result.clear)
+    parts.append(
+        f"Small letters, {unclear:.0%} of the cells: not clearly better than the next rule"
+    )
     return ". ".join(parts) + "."
 
 # %% ../../nbs/app/06_explore_lcb_bandit.ipynb #9e02bf6c

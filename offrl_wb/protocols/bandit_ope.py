@@ -4,19 +4,22 @@
 
 # %% auto #0
 __all__ = ['Rule', 'ESTIMATORS', 'VALUE_METRICS', 'policy_table', 'importance_weights', 'effective_sample_size', 'CellMeans',
-           'cell_index', 'cell_means', 'resampled_frequencies', 'resampled_cell_means', 'inverse_propensity_value',
-           'self_normalised_value', 'doubly_robust_table', 'reward_model', 'cross_fitted_models', 'ValueEstimate',
-           'estimate_value', 'inverse_propensity', 'self_normalised', 'doubly_robust', 'fitted_models',
-           'doubly_robust_difference', 'CompositionCurve', 'learned_tables', 'JudgingTables', 'judging_tables',
-           'with_tails', 'composition_curve', 'equal_rates_p_value', 'mean_reward', 'add_estimates', 'add_mean',
-           'logged_policy', 'two_log_study']
+           'cell_index', 'cell_means', 'resampled_frequencies', 'resampled_cell_means', 'resampled_cluster_means',
+           'inverse_propensity_value', 'self_normalised_value', 'doubly_robust_table', 'reward_model',
+           'cross_fitted_models', 'ValueEstimate', 'estimate_value', 'inverse_propensity', 'self_normalised',
+           'doubly_robust', 'fitted_models', 'doubly_robust_difference', 'CompositionCurve', 'learned_tables',
+           'JudgingTables', 'judging_tables', 'with_tails', 'composition_curve', 'AssignmentTest', 'assignment_test',
+           'ActionEffects', 'action_effects', 'equal_rates_p_value', 'mean_reward', 'every_estimate', 'add_estimates',
+           'add_mean', 'logged_policy', 'two_log_study']
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #557567e3
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #8eecb9c7
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
+from scipy.sparse import csr_array
+from scipy.stats import random_table
 
 from ..core.errors import InputError
 from ..core.policy import DiscretePolicy, TabularPolicy
@@ -26,9 +29,9 @@ from ..core.statistics import Interval, resampling_weights
 from offrl_wb.data.bandit_logs import (
     BanditLog,
     align,
-    counts,
     exact_binomial_interval,
     largest_size,
+    log_counts,
     reached_concentrability,
     thin,
 )
@@ -110,18 +113,21 @@ def resampled_frequencies(
     cell = kind[rows] + kinds * np.arange(resamples)[:, None]
     return np.bincount(cell.ravel(), minlength=resamples * kinds).reshape(resamples, kinds)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #7bdf6a54
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #1deb392b
 def resampled_cell_means(
     log: BanditLog,
     resamples: int,
     generator: np.random.Generator,
     fold: np.ndarray | None = None,
 ) -> CellMeans:
-    """`cell_means` of `resamples` bootstrap resamples of the rows; leading axis `(resamples,)`.
+    """`cell_means` of `resamples` bootstrap resamples of the log; leading axis `(resamples,)`.
 
-    Source: Efron 1979. Rows of equal content are drawn together, which leaves the law unchanged.
+    Draws whole clusters where the log has some (`resampled_cluster_means`), else rows: those of
+    equal content together, which leaves the law unchanged. Source: Efron 1979.
     """
     fold = np.zeros(len(log), dtype=int) if fold is None else fold
+    if log.has_clusters:
+        return resampled_cluster_means(log, resamples, generator, fold)
     shape = (resamples, int(fold.max()) + 1, *log.shape)
     distinct = log.rows.select("reward", "propensity", cell=pl.Series(cell_index(log, fold)))
     distinct = distinct.group_by("cell", "reward", "propensity").len().sort(pl.all())
@@ -137,6 +143,33 @@ def resampled_cell_means(
         for number, column in enumerate(columns):
             sums[number, rows[:, None], cell] = np.add.reduceat(draws * column, start, axis=1)
     number, weight, reward = sums.reshape(3, *shape)
+    return CellMeans(number.sum(axis=-1), weight, reward)
+
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #877e691e
+def resampled_cluster_means(
+    log: BanditLog, resamples: int, generator: np.random.Generator, fold: np.ndarray
+) -> CellMeans:
+    """`cell_means` of resamples that draw whole clusters with replacement; `(resamples, ...)`.
+
+    `InputError` for a log of a single cluster. Source: the pairs cluster bootstrap, as in Cameron,
+    Gelbach & Miller 2008.
+    """
+    shape = (int(fold.max()) + 1, *log.shape)
+    _, cluster, rows = np.unique(log.column("cluster"), return_inverse=True, return_counts=True)
+    if len(rows) < 2:
+        raise InputError("all rows that judge are in one cluster: no interval can be given")
+    once = 1 / log.column("propensity")
+    columns = (np.ones(len(log)), once, once * log.column("reward"))
+    place, size = (cluster, cell_index(log, fold)), (len(rows), int(np.prod(shape)))
+    per_cluster = [csr_array((column, place), shape=size) for column in columns]
+    sums = np.empty((3, resamples, size[1]))
+    batches = min(resamples, -(-resamples * len(rows) // 2_000_000))
+    for batch in np.array_split(np.arange(resamples), batches):
+        drawn = resampled_frequencies(np.ones(len(rows), dtype=np.int64), len(batch), generator)
+        total = (drawn @ rows)[:, None]
+        for number, column in enumerate(per_cluster):
+            sums[number, batch] = (drawn @ column) / total
+    number, weight, reward = sums.reshape(3, resamples, *shape)
     return CellMeans(number.sum(axis=-1), weight, reward)
 
 # %% ../../nbs/protocols/01_bandit_ope.ipynb #196ef40a
@@ -165,13 +198,13 @@ def doubly_robust_table(cells: CellMeans, models: np.ndarray) -> np.ndarray:
     direct = cells.context[..., None] * models
     return (direct + cells.reward - models * cells.weight).sum(axis=-3)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #dc3f4909
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #60556881
 def reward_model(log: BanditLog, prior: float = 1.0) -> np.ndarray:
     """Predicted rewards `(S, A)`: cell means shrunk toward the action's and the overall mean.
 
     `prior` is the weight of the shrinkage, in rows, and positive.
     """
-    number, reward_sums = counts(log)
+    number, reward_sums = log_counts(log)
     overall = reward_sums.sum() / number.sum()
     action_mean = (reward_sums.sum(axis=0) + prior * overall) / (number.sum(axis=0) + prior)
     return (reward_sums + prior * action_mean) / (number + prior)
@@ -180,18 +213,25 @@ def reward_model(log: BanditLog, prior: float = 1.0) -> np.ndarray:
 def cross_fitted_models(
     log: BanditLog, folds: int, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fold `(N,)` of each row, and a model `(K, S, A)` for each fold, fitted on the others."""
-    if not 2 <= folds <= len(log):
+    """Fold `(N,)` of each row, and a model `(K, S, A)` for each fold, fitted on the others.
+
+    Rows of a cluster share their fold.
+    """
+    unit, kind = np.arange(len(log)), "rows"
+    if log.has_clusters:
+        unit, kind = np.unique(log.column("cluster"), return_inverse=True)[1], "clusters"
+    units = int(unit.max()) + 1
+    if not 2 <= folds <= units:
         raise InputError(
-            f"cross-fitting over {folds} folds needs at least two folds and as many rows, and the"
-            f" log that judges has {len(log)}: give more rows"
+            f"cross-fitting over {folds} folds needs at least two folds and as many {kind}, and the"
+            f" log that judges has {units}: give more {kind}"
         )
-    fold = generator.permutation(len(log)) % folds
+    fold = (generator.permutation(units) % folds)[unit]
     frames = [log.rows.filter(pl.Series(fold != number)) for number in range(folds)]
     labels = (log.context_labels, log.action_labels, log.propensity_source, log.provenance)
     return fold, np.stack([reward_model(BanditLog(frame, *labels)) for frame in frames])
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #8b94db8e
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #f3b95b58
 class ValueEstimate(NamedTuple):
     """A value with its interval, and how much of the log the rule could use."""
 
@@ -207,7 +247,7 @@ def estimate_value(
     functional: Callable[[CellMeans, np.ndarray], np.ndarray],
     resamples: int,
     level: float,
-    generator: np.random.Generator | None,
+    seed: int,
     fold: np.ndarray | None = None,
 ) -> ValueEstimate:
     """`functional` of the log's cell means and the policy's table, with a percentile interval."""
@@ -215,7 +255,7 @@ def estimate_value(
     weights = importance_weights(log, table)
     if not weights.any():
         raise InputError("no row of the log has an action this policy takes: it cannot be judged")
-    generator = generator or stream(0, "judging rows")
+    generator = stream(seed, "judging rows")
     draws = functional(resampled_cell_means(log, resamples, generator, fold), table)
     low, high = np.nanquantile(draws, [(1 - level) / 2, (1 + level) / 2])
     interval = Interval(functional(cell_means(log, fold), table), low, high)
@@ -223,20 +263,20 @@ def estimate_value(
     largest = float(weights.max())
     return ValueEstimate(interval, effective_sample_size(weights), largest, successes)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #3ee512e3
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #c7223e1e
 def inverse_propensity(
     log: BanditLog,
     policy: DiscretePolicy | np.ndarray,
     resamples: int = 1000,
     level: float = 0.95,
-    generator: np.random.Generator | None = None,
+    seed: int = 0,
 ) -> ValueEstimate:
     """Inverse-propensity value of a policy (anything `policy_table` takes) on a log.
 
     Unbiased where the propensities are right and positive for all that the policy does; may lie
     outside [0, 1]. Source: Horvitz & Thompson 1952.
     """
-    return estimate_value(log, policy, inverse_propensity_value, resamples, level, generator)
+    return estimate_value(log, policy, inverse_propensity_value, resamples, level, seed)
 
 
 def self_normalised(
@@ -244,16 +284,16 @@ def self_normalised(
     policy: DiscretePolicy | np.ndarray,
     resamples: int = 1000,
     level: float = 0.95,
-    generator: np.random.Generator | None = None,
+    seed: int = 0,
 ) -> ValueEstimate:
     """Self-normalised value: a weighted mean of rewards, so inside their range.
 
     Biased by O(1/N), usually of less variance; a resample without any weight is left out of the
     interval. Source: Swaminathan & Joachims 2015.
     """
-    return estimate_value(log, policy, self_normalised_value, resamples, level, generator)
+    return estimate_value(log, policy, self_normalised_value, resamples, level, seed)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #e70e2821
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #b87d5f02
 def doubly_robust(
     log: BanditLog,
     policy: DiscretePolicy | np.ndarray,
@@ -261,7 +301,7 @@ def doubly_robust(
     folds: int = 5,
     resamples: int = 1000,
     level: float = 0.95,
-    generator: np.random.Generator | None = None,
+    seed: int = 0,
 ) -> ValueEstimate:
     """Doubly robust value: the model's prediction, corrected by reweighted residuals.
 
@@ -269,25 +309,25 @@ def doubly_robust(
     None: cross-fitted over `folds`. Unbiased if the propensities or the model are right.
     Source: Dudík, Langford & Li 2011.
     """
-    fold, models = fitted_models(log, model, folds)
+    fold, models = fitted_models(log, model, folds, seed)
 
     def functional(cells: CellMeans, table: np.ndarray) -> np.ndarray:
         return (table * doubly_robust_table(cells, models)).sum(axis=(-2, -1))
 
-    return estimate_value(log, policy, functional, resamples, level, generator, fold)
+    return estimate_value(log, policy, functional, resamples, level, seed, fold)
 
 
 def fitted_models(
-    log: BanditLog, model: np.ndarray | None, folds: int
+    log: BanditLog, model: np.ndarray | None, folds: int, seed: int
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Fold of each row and models `(K, S, A)`: the given model, or cross-fitted ones."""
     if model is None:
-        return cross_fitted_models(log, folds, stream(0, "folds"))
+        return cross_fitted_models(log, folds, stream(seed, "folds"))
     if np.shape(model) != log.shape:
         raise InputError(f"the model has shape {np.shape(model)}; the log has {log.shape}")
     return None, np.asarray(model, dtype=float)[None]
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #99120b38
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #55e08d89
 def doubly_robust_difference(
     log: BanditLog,
     first: DiscretePolicy | np.ndarray,
@@ -296,18 +336,18 @@ def doubly_robust_difference(
     folds: int = 5,
     resamples: int = 1000,
     level: float = 0.95,
-    generator: np.random.Generator | None = None,
+    seed: int = 0,
 ) -> Interval:
     """Doubly robust value of `first` minus that of `second`, with a paired interval."""
     gap = policy_table(first, log) - policy_table(second, log)
-    fold, models = fitted_models(log, model, folds)
-    generator = generator or stream(0, "judging rows")
+    fold, models = fitted_models(log, model, folds, seed)
+    generator = stream(seed, "judging rows")
     resampled = doubly_robust_table(resampled_cell_means(log, resamples, generator, fold), models)
     draws = (gap * resampled).sum(axis=(-2, -1))
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval((gap * doubly_robust_table(cell_means(log, fold), models)).sum(), low, high)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #527d91ab
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #4b5721c5
 Rule = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 
 
@@ -336,13 +376,13 @@ def learned_tables(
     tables = np.zeros((len(rules), replicates, *learn.shape))
     for replica in range(replicates):
         generator = stream(seed, "thin", f"{share:.6f}", replica)
-        cells = counts(thin(learn, share, best_actions, size, generator))
+        cells = log_counts(thin(learn, share, best_actions, size, generator))
         for number, (name, rule) in enumerate(rules.items()):
             chosen = rule(*cells, stream(seed, "ties", name, f"{share:.6f}", replica))
             tables[number, replica] = np.eye(learn.shape[1])[chosen]
     return tables
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #b3c95956
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #bd8a66fd
 class JudgingTables(NamedTuple):
     """Doubly robust tables of the judging part, and of its bootstrap resamples."""
 
@@ -353,7 +393,7 @@ class JudgingTables(NamedTuple):
 
 def judging_tables(judge: BanditLog, replicates: int, resamples: int, seed: int) -> JudgingTables:
     """The tables of a log, cross-fitted over 5 folds, and weights that resample replicates."""
-    fold, models = fitted_models(judge, None, 5)
+    fold, models = fitted_models(judge, None, 5, seed)
     draws = resampled_cell_means(judge, resamples, stream(seed, "judging rows"), fold)
     weights = resampling_weights(replicates, resamples, stream(seed, "replicates"))
     estimate = doubly_robust_table(cell_means(judge, fold), models)
@@ -409,14 +449,87 @@ def composition_curve(
         best=Interval(*with_tails(*best, level)),
     )
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #adc2489d
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #f77f7562
+class AssignmentTest(NamedTuple):
+    """Pearson's statistic of actions against clusters, and what chance makes of it."""
+
+    statistic: float
+    under_chance: np.ndarray  # (resamples,)
+    p_value: float
+
+
+def assignment_test(log: BanditLog, resamples: int = 999, seed: int = 0) -> AssignmentTest:
+    """Permutation test of "inside a context, the action does not depend on the cluster".
+
+    The log must have clusters. A Monte-Carlo p-value, at least `1 / (resamples + 1)`.
+    """
+    _, cluster = np.unique(log.column("cluster"), return_inverse=True)
+    number = np.zeros((log.shape[0], cluster.max() + 1, log.shape[1]), dtype=int)
+    np.add.at(number, (log.column("context"), cluster, log.column("action")), 1)
+    expected, drawn = np.zeros(number.shape[1:]), np.zeros((resamples, *number.shape[1:]))
+    for s, table in enumerate(number):
+        used = table.sum(axis=1) > 0
+        if used.any():
+            margins = random_table(table.sum(axis=1)[used], table.sum(axis=0))
+            expected[used] += margins.mean()
+            drawn[:, used] += margins.rvs(resamples, random_state=stream(seed, "assignment", s))
+
+    def statistic(tables: np.ndarray) -> np.ndarray:
+        excess = np.where(expected > 0, tables - expected, 0)
+        return (excess**2 / np.where(expected > 0, expected, 1)).sum(axis=(-2, -1))
+
+    observed, chance = float(statistic(number.sum(axis=0))), statistic(drawn)
+    extreme = int((chance >= observed * (1 - 1e-9)).sum())
+    return AssignmentTest(observed, chance, (extreme + 1) / (resamples + 1))
+
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #a8af1a8d
+class ActionEffects(NamedTuple):
+    """Mean reward of each action minus that of action 0, `(A,)`; 0 for action 0 itself."""
+
+    raw: Interval
+    within: Interval  # with an intercept per cluster
+    shift: Interval  # raw minus within
+
+
+def action_effects(
+    log: BanditLog, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> ActionEffects:
+    """Effects of the actions over all contexts, raw and within clusters, all rows weighing alike.
+
+    The log must have clusters, which the bootstrap draws; an action that is never logged, or in
+    too few clusters to be compared within them, has NaN or the least-norm solution's value.
+    """
+    _, cluster = np.unique(log.column("cluster"), return_inverse=True)
+    number, sums = np.zeros((2, cluster.max() + 1, log.shape[1]))
+    np.add.at(number, (cluster, log.column("action")), 1)
+    np.add.at(sums, (cluster, log.column("action")), log.column("reward"))
+    rows, total = number.sum(axis=1, keepdims=True), sums.sum(axis=1, keepdims=True)
+    square = np.eye(log.shape[1]) * number[:, None] - number[:, :, None] * (number / rows)[:, None]
+    product = sums - number * total / rows
+    ones = np.ones(len(rows), dtype=np.int64)
+    again = resampled_frequencies(ones, resamples, stream(seed, "clusters"))
+    drawn = np.concatenate([ones[None], again]).astype(float)
+    with np.errstate(invalid="ignore"):
+        mean = (drawn @ sums) / (drawn @ number)
+    inverse = np.linalg.pinv(np.tensordot(drawn, square, 1)[:, 1:, 1:], hermitian=True)
+    slopes = np.einsum("bij,bj->bi", inverse, (drawn @ product)[:, 1:])
+    raw, within = mean - mean[:, :1], np.pad(slopes, ((0, 0), (1, 0)))
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    return ActionEffects(
+        *(
+            Interval(x[0], *np.nanquantile(x[1:], tails, axis=0))
+            for x in (raw, within, raw - within)
+        )
+    )
+
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #4ccbcb10
 def equal_rates_p_value(log: BanditLog, resamples: int, generator: np.random.Generator) -> float:
     """Monte-Carlo p-value of Pearson's statistic for "all actions have the same mean reward".
 
     For binary rewards; given the number of successes, they fall on the rows at random. Valid where
     the assignment does not depend on the context.
     """
-    number, successes = (table.sum(axis=0) for table in counts(log))
+    number, successes = (table.sum(axis=0) for table in log_counts(log))
     expected = successes.sum() * number / number.sum()
     used = expected > 0
     if not used.any():
@@ -430,17 +543,19 @@ def equal_rates_p_value(log: BanditLog, resamples: int, generator: np.random.Gen
     return float((extreme + 1) / (resamples + 1))
 
 
-def mean_reward(log: BanditLog, resamples: int = 1000, level: float = 0.95) -> Interval:
-    """What the logging policy earned: the mean reward, with a bootstrap interval over rows."""
+def mean_reward(
+    log: BanditLog, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """What the logging policy earned: the mean reward, with a bootstrap interval."""
     unweighted = log.rows.with_columns(propensity=pl.lit(1.0))
     labels = (log.context_labels, log.action_labels, log.propensity_source, log.provenance)
-    generator = stream(0, "judging rows")
+    generator = stream(seed, "judging rows")
     again = resampled_cell_means(BanditLog(unweighted, *labels), resamples, generator)
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(again.reward.sum(axis=(-3, -2, -1)), tails)
     return Interval(log.column("reward").mean(), low, high)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #f18b7b26
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #c14d8443
 ESTIMATORS: dict[str, Callable[..., ValueEstimate]] = {
     "inverse_propensity": inverse_propensity,
     "self_normalised": self_normalised,
@@ -449,12 +564,19 @@ ESTIMATORS: dict[str, Callable[..., ValueEstimate]] = {
 VALUE_METRICS = {"estimate": "value", "low": "value_low", "high": "value_high"}
 
 
-def add_estimates(
-    records: Records, policy: np.ndarray, log: BanditLog, resamples: int, **where: Any
-) -> None:
-    """Add what each estimator says of a policy's value on `log`, with interval and weights."""
-    for name, estimator in ESTIMATORS.items():
-        estimate = estimator(log, policy, resamples=resamples)
+def every_estimate(
+    log: BanditLog, policy: DiscretePolicy | np.ndarray, resamples: int = 1000, seed: int = 0
+) -> dict[str, ValueEstimate]:
+    """The value of a policy on `log` by each of `ESTIMATORS`, on the same resamples."""
+    return {
+        name: estimator(log, policy, resamples=resamples, seed=seed)
+        for name, estimator in ESTIMATORS.items()
+    }
+
+
+def add_estimates(records: Records, estimates: Mapping[str, ValueEstimate], **where: Any) -> None:
+    """Add a policy's value by each estimator, with interval and weights."""
+    for name, estimate in estimates.items():
         metrics: dict[str, Any] = estimate.value._asdict()
         metrics |= dict(effective_size=estimate.effective_size)
         metrics |= dict(largest_weight=estimate.largest_weight, successes=estimate.successes)
@@ -463,20 +585,20 @@ def add_estimates(
             metric = VALUE_METRICS.get(metric, metric)
             records.add(metric=metric, value=value, parameters=settings, **where)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #8a8cf459
-def add_mean(records: Records, log: BanditLog, resamples: int, **where: Any) -> None:
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #df32ed6a
+def add_mean(records: Records, log: BanditLog, resamples: int, seed: int = 0, **where: Any) -> None:
     """Add the mean reward of a log with its interval, its rows and the sum of its rewards."""
     settings = {"estimator": "on_policy_mean"}
-    metrics: dict[str, Any] = mean_reward(log, resamples)._asdict()
+    metrics: dict[str, Any] = mean_reward(log, resamples, seed=seed)._asdict()
     metrics |= dict(rows=len(log), reward_sum=log.column("reward").sum())
     for metric, value in metrics.items():
         name = VALUE_METRICS.get(metric, metric)
-        records.add(metric=name, value=value, parameters=settings, **where)
+        records.add(metric=name, value=value, parameters=settings, seed=seed, **where)
 
-# %% ../../nbs/protocols/01_bandit_ope.ipynb #a9ce26e2
+# %% ../../nbs/protocols/01_bandit_ope.ipynb #2862b22b
 def logged_policy(log: BanditLog) -> np.ndarray:
     """The logging policy as a table `(S, A)`: frequencies per context, uniform where unseen."""
-    number = counts(log)[0]
+    number = log_counts(log)[0]
     total = number.sum(axis=1, keepdims=True)
     return np.where(total > 0, number / np.maximum(total, 1), 1 / log.shape[1])
 
@@ -503,15 +625,16 @@ def two_log_study(
         add_mean(records, log, resamples, system=f"{name} policy", **place)
         policies = {f"{other_name} policy": logged_policy(other)}
         for rule_name, rule in rules.items():
-            chosen = rule(*counts(other), stream(seed, "ties", rule_name))
+            chosen = rule(*log_counts(other), stream(seed, "ties", rule_name))
             policies[rule_name] = np.eye(log.shape[1])[chosen]
         for system, table in policies.items():
-            add_estimates(records, table, log, resamples, system=system, **place)
+            estimates = every_estimate(log, table, resamples, seed)
+            add_estimates(records, estimates, system=system, **place)
     uniform = logs[names[0]]
     where: dict[str, Any] = dict(world=world, dataset=names[0], seed=seed)
     p_value = equal_rates_p_value(uniform, 9999, stream(seed, "permute"))
     records.add(system="equal_rates", metric="p_value", value=p_value, **where)
-    number, successes = (table.sum(axis=0) for table in counts(uniform))
+    number, successes = (table.sum(axis=0) for table in log_counts(uniform))
     intervals = exact_binomial_interval(successes, number)._asdict()
     columns = {VALUE_METRICS[bound]: values for bound, values in intervals.items()}
     columns |= {"rows": number, "reward_sum": successes}

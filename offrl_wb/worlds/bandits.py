@@ -6,7 +6,7 @@
 __all__ = ['BanditCounts', 'sample_counts', 'sample_reward_sums', 'BanditInstance', 'bandit', 'two_arms', 'rare_lucky_arm',
            'rare_lucky_arm_limit', 'many_arms', 'indistinguishable_pair_high', 'indistinguishable_pair_low',
            'lower_bound_high', 'bernoulli_divergence', 'lower_bound_low', 'missing_mass', 'missing_mass_loss',
-           'ambiguous_contexts', 'ambiguous_lower_bound', 'half_logged']
+           'check_signs', 'ambiguous_contexts', 'ambiguous_lower_bound', 'half_logged']
 
 # %% ../../nbs/worlds/01_bandits.ipynb #61790d14
 from dataclasses import dataclass
@@ -52,8 +52,8 @@ def sample_reward_sums(
     random = generator.binomial(np.where(bernoulli, counts, 0), reward_mean)
     return np.where(bernoulli, random, counts * reward_mean)
 
-# %% ../../nbs/worlds/01_bandits.ipynb #ba04379a
-@dataclass(frozen=True)
+# %% ../../nbs/worlds/01_bandits.ipynb #3a6aaf9d
+@dataclass(frozen=True, eq=False)
 class BanditInstance:
     """A bandit problem with the distribution of its log.
 
@@ -70,10 +70,16 @@ class BanditInstance:
     def __post_init__(self) -> None:
         for label in ("context_distribution", "behaviour"):
             values = getattr(self, label)
-            if (values < 0).any() or abs(values.sum() - 1) > 1e-9:
-                raise InputError(f"{self.name}: {label} is not a distribution (sum {values.sum()})")
-        if (self.reward_mean < 0).any() or (self.reward_mean > 1).any():
+            if not (values >= 0).all() or not abs(values.sum() - 1) <= 1e-9:
+                raise InputError(f"{self.name}: {label} is not a distribution: {values}")
+        if not ((self.reward_mean >= 0) & (self.reward_mean <= 1)).all():
             raise InputError(f"{self.name}: mean rewards must lie in [0, 1]")
+        shapes = {self.behaviour.shape, self.reward_mean.shape, self.bernoulli.shape}
+        if len(shapes) > 1 or self.context_distribution.shape != self.behaviour.shape[:1]:
+            raise InputError(
+                f"{self.name}: behaviour, rewards and flags need one shape (S, A), contexts (S,):"
+                f" found {shapes} and {self.context_distribution.shape}"
+            )
 
     @property
     def optimal_actions(self) -> np.ndarray:
@@ -115,28 +121,36 @@ def bandit(
     flags = np.broadcast_to(np.asarray(bernoulli, dtype=bool), reward_mean.shape)
     return BanditInstance(name, rho, behaviour, reward_mean, flags)
 
-# %% ../../nbs/worlds/01_bandits.ipynb #e1674ecc
+# %% ../../nbs/worlds/01_bandits.ipynb #37292ca1
 def two_arms(concentrability: float, gap: float, low_mean: float | None = None) -> BanditInstance:
     """Arm 0 is better by `gap` and is logged with probability `1 / concentrability`.
 
     Means are `1/2 ± gap/2`, or `low_mean + gap` and `low_mean`.
     """
+    if not concentrability >= 1:
+        raise InputError(f"a concentrability is 1 or more, not {concentrability}")
     base = 0.5 - gap / 2 if low_mean is None else low_mean
     share = 1 / concentrability
     return bandit(f"two arms, gap {gap:g}", [share, 1 - share], [base + gap, base])
 
-# %% ../../nbs/worlds/01_bandits.ipynb #c810a230
+# %% ../../nbs/worlds/01_bandits.ipynb #0124c9ad
 def rare_lucky_arm(
     size: int, expected_count: float = 2.0, mean: float = 0.6, shortfall: float = 1e-6
 ) -> BanditInstance:
     """Arm 0 pays `1 - shortfall`; arm 1, Bernoulli(`mean`), is logged `expected_count` times."""
     rare = expected_count / size
+    if not 0 < rare < 1:
+        raise InputError(
+            f"an arm cannot be logged {expected_count:g} times in {size} rows: raise N"
+        )
     return bandit(
         "rare lucky arm", [1 - rare, rare], [1 - shortfall, mean], bernoulli=[[False, True]]
     )
 
 
-def rare_lucky_arm_limit(expected_count: float = 2.0, mean: float = 0.6) -> float:
+def rare_lucky_arm_limit(
+    expected_count: np.ndarray | float = 2.0, mean: np.ndarray | float = 0.6
+) -> np.ndarray:
     """What the empirical best arm loses on `rare_lucky_arm` as the log grows.
 
     The count is Poisson in the limit, so the loss is `(1 - p) (e^{-λ(1-p)} - e^{-λ})`. [derived]
@@ -204,7 +218,7 @@ def lower_bound_low(concentrability: float, gap: float, size: np.ndarray) -> np.
     divergence += (1 - share) * bernoulli_divergence(0.5, 0.5 + gap)
     return gap / 4 * np.exp(-np.asarray(size) * divergence)
 
-# %% ../../nbs/worlds/01_bandits.ipynb #af3cec76
+# %% ../../nbs/worlds/01_bandits.ipynb #64d0b6dc
 def missing_mass(contexts: int, size: int, good_action: int = 1) -> BanditInstance:
     """`C* = 1`: contexts 1..S-1 have probability `1/(N+1)`; only optimal actions are logged.
 
@@ -215,6 +229,8 @@ def missing_mass(contexts: int, size: int, good_action: int = 1) -> BanditInstan
         raise InputError(f"missing mass needs 2 to N + 1 = {size + 1} contexts, not {contexts}")
     rho = np.full(contexts, 1 / (size + 1))
     rho[0] = 1 - (contexts - 1) / (size + 1)
+    if good_action not in (0, 1):
+        raise InputError(f"the good action is 0 or 1, not {good_action}")
     good = np.full(contexts, good_action)
     good[0] = 0
     reward = np.eye(2)[good]
@@ -225,7 +241,17 @@ def missing_mass_loss(contexts: int, size: int) -> float:
     """What any two-action rule loses on average over the hidden good actions [derived, exact]."""
     return (contexts - 1) / (2 * (size + 1)) * (size / (size + 1)) ** size
 
-# %% ../../nbs/worlds/01_bandits.ipynb #38648211
+# %% ../../nbs/worlds/01_bandits.ipynb #a2788542
+def check_signs(signs: ArrayLike | None, contexts: int) -> np.ndarray:
+    """`signs` as an array `(contexts,)` of ±1, all +1 for None; else `InputError`."""
+    if signs is None:
+        return np.ones(contexts)
+    found = np.asarray(signs, dtype=float)
+    if found.shape != (contexts,) or (np.abs(found) != 1).any():
+        raise InputError(f"signs must be {contexts} numbers, each 1 or -1")
+    return found
+
+
 def ambiguous_contexts(
     contexts: int, concentrability: float, gap: float, signs: ArrayLike | None = None
 ) -> BanditInstance:
@@ -238,7 +264,7 @@ def ambiguous_contexts(
         raise InputError(
             f"ambiguous contexts need a concentrability in [1, 2], not {concentrability}"
         )
-    signs = np.ones(contexts) if signs is None else np.asarray(signs, dtype=float)
+    signs = check_signs(signs, contexts)
     rho = np.append(2 - concentrability, np.full(contexts, (concentrability - 1) / contexts))
     behaviour = np.repeat(rho[:, None] / concentrability, 2, axis=1)
     behaviour[0, 1] = 0
@@ -259,7 +285,7 @@ def ambiguous_lower_bound(contexts: int, concentrability: float, size: np.ndarra
     valid = contexts * concentrability / (8 * size * excess) <= 0.25
     return np.where(valid, 0.032 * np.sqrt(contexts * concentrability * excess / size), np.nan)
 
-# %% ../../nbs/worlds/01_bandits.ipynb #b3202aac
+# %% ../../nbs/worlds/01_bandits.ipynb #45213e14
 def half_logged(
     contexts: int, concentrability: float, epsilon: float, signs: ArrayLike | None = None
 ) -> BanditInstance:
@@ -270,7 +296,7 @@ def half_logged(
         raise InputError(
             f"half-logged contexts need a concentrability of 2 or more: {concentrability}"
         )
-    signs = np.ones(contexts) if signs is None else np.asarray(signs, dtype=float)
+    signs = check_signs(signs, contexts)
     share = np.array([1 / concentrability, 1 - 1 / concentrability]) / contexts
     reward = np.stack([0.5 + signs * epsilon, np.full(contexts, 0.5)], axis=1)
     flags = np.broadcast_to([True, False], reward.shape)

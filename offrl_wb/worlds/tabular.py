@@ -6,8 +6,8 @@
 __all__ = ['DENSE_STATES', 'DENSE_ENTRIES', 'check_distribution', 'check_discount', 'check_tables', 'TabularMDP', 'sparse_slots',
            'action_values', 'Solution', 'value_iteration', 'policy_table', 'distinct_policies', 'policy_matrix',
            'solve_policies', 'evaluate', 'reachable', 'occupancy', 'sample_counts', 'FiniteHorizonMDP', 'plan_horizon',
-           'horizon_table', 'evaluate_horizon', 'occupancy_horizon', 'fork_mdp', 'ambiguous_mdp',
-           'ambiguous_mdp_lower_bound', 'missing_mass_mdp', 'missing_mass_mdp_loss']
+           'horizon_table', 'evaluate_horizon', 'occupancy_horizon', 'sample_counts_horizon', 'fork_mdp',
+           'ambiguous_mdp', 'ambiguous_mdp_lower_bound', 'missing_mass_mdp', 'missing_mass_mdp_loss']
 
 # %% ../../nbs/worlds/02_tabular.ipynb #e6c38c10
 from dataclasses import dataclass
@@ -398,6 +398,36 @@ def occupancy_horizon(mdp: FiniteHorizonMDP, policy: np.ndarray) -> np.ndarray:
         flow = visits[..., layer, :, :]
         arriving = np.einsum("...sa,sat->...t", flow, mdp.transition[layer])
     return visits
+
+# %% ../../nbs/worlds/02_tabular.ipynb #491b2f00
+def sample_counts_horizon(
+    mdp: FiniteHorizonMDP,
+    behaviour: np.ndarray,
+    size: int,
+    datasets: int,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Counts `(D, H, S, A, S)` of `datasets` data sets of `size` transitions in each layer.
+
+    `behaviour` `(H, S, A)` is the distribution of each layer's pairs; every layer sums to 1. Raises
+    `InputError` if one does not, or for a size or a number of data sets that is not a whole number
+    of at least 1 (size: 0).
+    """
+    behaviour = np.asarray(behaviour, dtype=float)
+    if behaviour.shape != mdp.reward.shape:
+        raise InputError(f"behaviour has shape {behaviour.shape}, not {mdp.reward.shape}")
+    check_distribution(behaviour.reshape(mdp.horizon, -1), "the behaviour", ("layer",))
+    if size < 0 or datasets < 1 or size != int(size) or datasets != int(datasets):
+        raise InputError(f"cannot draw {datasets} data sets of size {size}")
+    counts = np.zeros((int(datasets), *mdp.transition.shape), dtype=np.int64)
+    for layer in range(mdp.horizon):
+        cells = (behaviour[layer, ..., None] * mdp.transition[layer]).reshape(-1)
+        support = np.flatnonzero(cells)  # so that rounding can never fill an impossible slot
+        drawn = np.zeros((int(datasets), cells.size), dtype=np.int64)
+        weights = cells[support] / cells[support].sum()
+        drawn[:, support] = generator.multinomial(int(size), weights, size=int(datasets))
+        counts[:, layer] = drawn.reshape(-1, *mdp.transition.shape[1:])
+    return counts
 
 # %% ../../nbs/worlds/02_tabular.ipynb #aef1a8af
 def fork_mdp(
