@@ -198,6 +198,42 @@ def test_tab_separated_and_semicolon_mistakes(tmp_path):
     assert "context;action;reward;propensity" in message(path)
 
 
+def twelve_rows(**columns) -> dict[str, list]:
+    return {name: values * 2 for name, values in TABLE.items()} | columns
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_clusters_are_read_where_they_are_named_and_only_there(tmp_path, suffix):
+    village = [f"v{i % 11}" for i in range(12)]
+    path = write(tmp_path, suffix, **twelve_rows(village=village))
+    plain = read_bandit_log(path)
+    assert not plain.has_clusters
+    log = read_bandit_log(path, cluster="village")
+    assert log.has_clusters
+    codes = log.column("cluster")
+    assert codes[0] == codes[11]
+    assert len(set(codes.tolist())) == 11
+    assert log.rows.drop("cluster").equals(plain.rows)
+    assert log.content_hash != plain.content_hash
+
+
+def test_clusters_stay_with_their_rows_through_every_operation():
+    generator = np.random.default_rng(0)
+    log = make_log(generator.integers(2, size=200), generator.integers(3, size=200))
+    marked = log.rows.with_columns(
+        cluster=pl.Series(np.arange(200) % 40), reward=pl.Series(np.arange(200) % 40 / 40)
+    )
+    log = BanditLog(marked, log.context_labels, log.action_labels, "design", {})
+    parts = (
+        *split(log, (0.5, 0.5), stream(0, "split")),
+        *align(log, log),
+        thin(log, 0.5, [0, 0], 60, stream(0, "thin")),
+    )
+    for part in parts:
+        assert part.has_clusters
+        assert np.allclose(part.column("reward") * 40, part.column("cluster"))
+
+
 # --- bad logs ------------------------------------------------------------------------------------
 
 
@@ -244,6 +280,21 @@ def test_a_bad_value_is_reported_with_file_column_and_row(
     assert f"log{suffix}" in text
     assert f"column '{column}', row {row}: " in text
     assert said.lower() in text.split(f"row {row}: ")[1].lower()
+
+
+def test_clusters_that_are_absent_empty_or_too_few_are_refused(tmp_path):
+    village = [f"v{i}" for i in range(12)]
+    path = write(tmp_path, **twelve_rows(village=village))
+    assert "no column 'vilage' for the cluster" in message(path, cluster="vilage")
+    assert "log_cluster=" in message(path, cluster="vilage")
+    path = write(tmp_path, **twelve_rows(village=[*village[:6], None, *village[7:]]))
+    assert "column 'village', row 7: empty" in message(path, cluster="village")
+    path = write(tmp_path, **twelve_rows(village=["v1", "v2"] * 6))
+    assert "holds 2 clusters" in message(path, cluster="village")
+    good = make_log([0, 1], [0, 1])
+    rows = good.rows.with_columns(cluster=pl.Series([0, -1]))
+    with pytest.raises(InputError, match="row 2"):
+        BanditLog(rows, good.context_labels, good.action_labels, "design", {})
 
 
 def test_only_the_first_of_several_bad_rows_is_named(tmp_path):
@@ -499,6 +550,7 @@ def test_thorntons_experiment_reads_with_everybody_accounted_for():
     dropped = [value for name, value in log.provenance.items() if name.startswith("dropped")]
     assert len(log) + sum(dropped) == log.provenance["rows in the file"] == 4820
     assert log.shape == (9, 4)
+    assert len(np.unique(log.column("cluster"))) == 119
     assert log.propensity_source == "estimated"
 
 

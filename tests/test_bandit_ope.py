@@ -15,6 +15,8 @@ from offrl_wb.core.records import SCHEMA
 from offrl_wb.data.bandit_logs import LOG_SCHEMA, BanditLog, log_counts, read_bandit_log, split
 from offrl_wb.protocols.bandit_ope import (
     ESTIMATORS,
+    action_effects,
+    assignment_test,
     cell_means,
     composition_curve,
     cross_fitted_models,
@@ -22,6 +24,7 @@ from offrl_wb.protocols.bandit_ope import (
     doubly_robust_difference,
     effective_sample_size,
     equal_rates_p_value,
+    every_estimate,
     importance_weights,
     inverse_propensity,
     logged_policy,
@@ -68,6 +71,36 @@ def logs_and_policies(draw):
     labels = tuple(map(str, range(contexts))), tuple(map(str, range(actions)))
     table = generator.dirichlet(np.ones(actions), size=contexts)
     return BanditLog(frame, *labels, "design", {}), table
+
+
+def with_clusters(log: BanditLog, cluster: np.ndarray) -> BanditLog:
+    rows = log.rows.with_columns(cluster=pl.Series(cluster.astype(np.int64)))
+    return BanditLog(rows, log.context_labels, log.action_labels, "design", {})
+
+
+def clustered_world(clusters: int, size: int, seed: int, confounded: bool = False) -> BanditLog:
+    """Action 1 is worth 0.2; clusters differ in level and, if confounded, draw it unequally."""
+    generator = stream(seed, "clustered world")
+    cluster = np.repeat(np.arange(clusters), size)
+    level = generator.uniform(0, 0.8, size=clusters)[cluster]
+    action = generator.random(len(cluster)) < (0.1 + level if confounded else 0.5)
+    reward = generator.random(len(cluster)) < level + 0.2 * action
+    rows = {
+        "context": generator.integers(2, size=len(cluster)),
+        "action": action.astype(int),
+        "reward": reward.astype(float),
+        "propensity": np.full(len(cluster), 0.5),
+    }
+    frame = pl.DataFrame(rows, schema=LOG_SCHEMA)
+    return with_clusters(BanditLog(frame, ("a", "b"), ("0", "1"), "design", {}), cluster)
+
+
+def without_clusters(log: BanditLog) -> BanditLog:
+    return BanditLog(log.rows.drop("cluster"), log.context_labels, log.action_labels, "design", {})
+
+
+def width(interval) -> float:
+    return float(np.squeeze(interval.high - interval.low))
 
 
 def by_loop(log: BanditLog, table: np.ndarray, model: np.ndarray) -> dict[str, float]:
@@ -415,6 +448,127 @@ def test_the_same_seed_gives_the_same_interval():
         assert estimator(log, TARGET) == estimator(log, TARGET)
 
 
+def test_another_seed_draws_other_resamples_and_folds_for_the_same_estimate():
+    log = world(300, stream(0, "log"))
+    for estimator in (inverse_propensity, self_normalised, doubly_robust):
+        first, second = (estimator(log, TARGET, seed=seed).value for seed in (0, 1))
+        assert first.low != second.low
+        assert first.estimate == pytest.approx(second.estimate, abs=0.01)
+    assert mean_reward(log, seed=0).low != mean_reward(log, seed=1).low
+    assert every_estimate(log, TARGET, seed=3)["doubly_robust"] == doubly_robust(
+        log, TARGET, seed=3
+    )
+
+
+# --- clusters ------------------------------------------------------------------------------------
+
+
+def test_clusters_of_one_row_give_the_bootstrap_of_rows():
+    log = world(400, stream(0, "log"))
+    alone = with_clusters(log, np.arange(400))
+    for estimator in (inverse_propensity, self_normalised, doubly_robust):
+        rows, clusters = (estimator(each, TARGET, resamples=6000).value for each in (log, alone))
+        assert clusters.estimate == pytest.approx(rows.estimate, abs=1e-12)
+        assert width(clusters) == pytest.approx(width(rows), rel=0.06)
+    assert width(mean_reward(alone, 6000)) == pytest.approx(width(mean_reward(log, 6000)), rel=0.06)
+
+
+def test_a_resample_of_clusters_is_a_log_of_the_clusters_drawn():
+    log = clustered_world(12, 7, 0)
+    uneven = log.rows.filter(pl.Series(np.arange(84) % 5 != log.column("cluster") % 5))
+    log = BanditLog(uneven, log.context_labels, log.action_labels, "design", {})
+    again = resampled_cell_means(log, 20, stream(0, "draw"))
+    drawn = resampled_frequencies(np.ones(12, dtype=np.int64), 20, stream(0, "draw"))
+    frames = [log.rows.filter(cluster=number) for number in range(12)]
+    for number, often in enumerate(drawn):
+        rows = pl.concat([frame for frame, k in zip(frames, often, strict=True) for _ in range(k)])
+        cells = cell_means(BanditLog(rows, log.context_labels, log.action_labels, "design", {}))
+        for name in ("context", "weight", "reward"):
+            assert np.allclose(getattr(again, name)[number], getattr(cells, name))
+
+
+def test_strong_clusters_widen_every_interval():
+    log = clustered_world(40, 50, 0)
+    plain, always, never = without_clusters(log), np.array([1, 1]), np.array([0, 0])
+    for estimator in ESTIMATORS.values():
+        wide, narrow = (width(estimator(each, always).value) for each in (log, plain))
+        assert wide > 1.5 * narrow
+    assert width(mean_reward(log)) > 2 * width(mean_reward(plain))
+    rules = {"always": lambda *_: always, "never": lambda *_: never}
+    wide, narrow = (
+        composition_curve(log, each, always, rules, [0.5], replicates=2) for each in (log, plain)
+    )
+    assert width(wide.best) > 1.5 * width(narrow.best)
+    assert width(wide.values["always"]) > 1.5 * width(narrow.values["always"])
+
+
+def test_what_clusters_share_cancels_in_a_difference():
+    log = clustered_world(40, 50, 0)
+    gap = doubly_robust_difference(log, np.array([1, 1]), np.array([0, 0]))
+    assert gap.low < 0.2 < gap.high
+    assert width(gap) < 1.6 * width(
+        doubly_robust_difference(without_clusters(log), np.array([1, 1]), np.array([0, 0]))
+    )
+
+
+def test_intervals_over_clusters_cover_the_truth_where_those_over_rows_do_not():
+    inside = np.zeros(2)
+    for seed in range(100):
+        log = clustered_world(30, 20, seed)
+        for k, each in enumerate((log, without_clusters(log))):
+            interval = mean_reward(each, 200)
+            inside[k] += interval.low <= 0.5 <= interval.high
+    assert inside[0] >= 86
+    assert inside[1] < 75
+
+
+def test_a_log_in_a_single_cluster_gets_no_interval():
+    log = with_clusters(world(60, stream(0, "log")), np.zeros(60))
+    with pytest.raises(InputError, match="one cluster"):
+        mean_reward(log)
+    with pytest.raises(InputError, match="as many clusters"):
+        doubly_robust(log, TARGET)
+
+
+def test_an_assignment_that_ignores_the_cluster_is_rejected_no_more_often_than_the_level():
+    p_values = []
+    for seed in range(150):
+        log = clustered_world(15, 12, seed)
+        p_values.append(assignment_test(log, 199, seed).p_value)
+    assert np.mean(np.array(p_values) <= 0.05) < 0.12
+    assert 0.4 < np.mean(p_values) < 0.6
+
+
+def test_an_assignment_by_cluster_is_found_but_one_by_context_is_not():
+    assert assignment_test(clustered_world(40, 50, 0, confounded=True), 199).p_value == 0.005
+    log = world(2000, stream(0, "log"))  # actions depend on the context, clusters are the contexts
+    by_context = with_clusters(log, log.column("context"))
+    found = assignment_test(by_context, 199)
+    assert found.statistic == pytest.approx(0, abs=1e-9)
+    assert found.p_value == 1
+
+
+def test_effects_within_clusters_are_those_of_a_regression_with_an_intercept_each():
+    generator = stream(0, "regression")
+    log = world(400, generator)
+    log = with_clusters(log, generator.integers(20, size=400))
+    effects = action_effects(log, 50)
+    one_hot = np.eye(3)[log.column("action")]
+    design = np.hstack([one_hot[:, 1:], np.eye(20)[log.column("cluster")]])
+    slopes = np.linalg.lstsq(design, log.column("reward"), rcond=None)[0][:2]
+    assert np.allclose(effects.within.estimate, [0, *slopes])
+    means = one_hot.T @ log.column("reward") / one_hot.sum(axis=0)
+    assert np.allclose(effects.raw.estimate, means - means[0])
+    assert np.allclose(effects.shift.estimate, effects.raw.estimate - effects.within.estimate)
+
+
+def test_effects_within_clusters_are_free_of_the_clusters():
+    effects = action_effects(clustered_world(60, 40, 1, confounded=True))
+    assert effects.within.low[1] < 0.2 < effects.within.high[1]
+    assert effects.raw.low[1] > 0.25
+    assert effects.shift.low[1] > 0
+
+
 # --- compositions --------------------------------------------------------------------------------
 
 
@@ -539,3 +693,16 @@ def test_on_the_field_experiment_a_larger_voucher_is_worth_more():
         assert 0.4 < gap.low < gap.high < 0.65
     values = [estimator(judge, most).value.estimate for estimator in ESTIMATORS.values()]
     assert np.ptp(values) < 0.03
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("causaldata") is None, reason="causaldata is not installed"
+)
+def test_the_field_experiment_was_not_drawn_alike_in_every_village():
+    log = read_bandit_log("thornton_hiv")
+    test = assignment_test(log, 199)
+    assert test.statistic > 1.3 * test.under_chance.max()
+    effects = action_effects(log)
+    assert effects.shift.low[1] > 0
+    assert (np.diff(effects.within.estimate) > 0).all()
+    assert width(mean_reward(log)) > 1.3 * width(mean_reward(without_clusters(log)))
