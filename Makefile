@@ -40,7 +40,7 @@ outputs: $(READY)  ## run every notebook whose committed outputs are stale
 	$(BIN)/python -m offrl_wb.app.outputs refresh
 	$(BIN)/python -m offrl_wb.app.outputs readme
 
-scale: $(READY)  ## the paper-scale experiments; resumable, up to 90 minutes on two cores
+scale: $(READY)  ## the paper-scale experiments; resumable, about 6 minutes of one core
 	$(BIN)/python -m offrl_wb.theory.lcb_scale
 
 benchmarks: $(READY)  ## timings; run them on a quiet machine
