@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: report test lab browser export outputs scale benchmarks clean
+.PHONY: report test lab browser hooks export outputs scale benchmarks clean
 
 report: $(READY)  ## write the LCB report on the field experiment into reports/
 	$(BIN)/offrl-wb report lcb_contextual -o reports
@@ -28,6 +28,9 @@ browser: $(READY)  ## install a Chromium for the browser tests, if there is none
 	  else sudo apt-get update -qq && sudo apt-get install -y -qq chromium; fi; \
 	else $(BIN)/python -m playwright install chromium; fi
 	@$(BIN)/python -m tests.browser.chromium
+
+hooks: $(READY)  ## nbdev's git hooks: notebooks merge cell by cell, and are trusted after a pull
+	$(BIN)/nbdev_install_hooks
 
 export: $(READY)  ## notebooks -> library, cleaned and formatted
 	$(BIN)/ruff check --fix nbs tutorials tests setup.py
