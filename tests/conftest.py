@@ -1,7 +1,17 @@
 """Settings for all tests."""
 
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 # A slow machine is not a failure: timings belong to the benchmarks.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests come last: Playwright leaves an event loop running until the session ends."""
+    browser = Path(__file__).parent / "browser"
+    items.sort(key=lambda item: browser in Path(item.path).parents)
