@@ -12,20 +12,23 @@ test: $(READY)  ## all checks and tests
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 lab: $(READY)  ## JupyterLab on the notebooks
-	$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb
+	$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb \
+	  $$([ "$$(id -u)" != 0 ] || echo --allow-root)
 
 # Any change of what is needed, or of the pins, installs again; otherwise nothing is done.
 $(READY): settings.ini setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "offrl_wb needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv; this takes a minute or two, once."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 browser: $(READY)  ## install a Chromium for the browser tests, if there is none
 	@if $(BIN)/python -m tests.browser.chromium; then :; \
 	elif command -v apt-get >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
-	  else sudo apt-get update -qq && sudo apt-get install -y -qq chromium; fi; \
+	  as=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  { $$as apt-get update -qq && $$as apt-get install -y -qq chromium; } \
+	  || $(BIN)/python -m playwright install --with-deps chromium; \
 	else $(BIN)/python -m playwright install chromium; fi
 	@$(BIN)/python -m tests.browser.chromium
 

@@ -147,7 +147,7 @@ def test_the_floors_hold() -> None:
     run(BIN / "lint-imports")
 
 
-@pytest.mark.parametrize("module", ["lcb_bandit", "lcb_contextual", "lcb_mdp"])
+@pytest.mark.parametrize("module", ["lcb_bandit", "lcb_contextual", "lcb_mdp", "lcb_scale"])
 def test_theory_imports_neither_torch_nor_polars_nor_plotly(module: str) -> None:
     code = (
         f"import sys, offrl_wb.theory.{module}; "

@@ -155,7 +155,7 @@ def report(
     folder = run_report(notebook, parse_pairs(parameter or []), output, scale, force)
     typer.echo(str(folder))
 
-# %% ../../nbs/app/09_cli.ipynb #a7de8361
+# %% ../../nbs/app/09_cli.ipynb #f69f7ba4
 def copy_notebooks(target: Path) -> list[Path]:
     """Copy notebooks, tutorials and pictures that are not in `target` yet; returns the copies.
 
@@ -205,6 +205,10 @@ def lab(
     if start:
         environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1"}
         command = [sys.executable, "-m", "jupyterlab", *context.args]
+        if (folder / "nbs" / "index.ipynb").exists():
+            command.append("--LabApp.default_url=/lab/tree/nbs/index.ipynb")
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            command.append("--allow-root")  # in a container one often is; Jupyter would refuse
         raise typer.Exit(subprocess.run(command, cwd=folder, env=environment).returncode)
 
 # %% ../../nbs/app/09_cli.ipynb #371d0d5d

@@ -89,7 +89,7 @@ def describe_curve(values: dict[str, Any], curve: ErrorCurve) -> str:
     )
     return f"{knee} At N = {curve.sizes[-1]:,.0f}, {ends}."
 
-# %% ../../nbs/app/07_explore_lcb_contextual.ipynb #63e1479c
+# %% ../../nbs/app/07_explore_lcb_contextual.ipynb #adf22370
 def explore_error_curve(live: bool | None = None) -> Explorer:
     """Loss against N for LCB, imitation and plug-in, with both guides and the knee."""
     controls = {
@@ -102,7 +102,7 @@ def explore_error_curve(live: bool | None = None) -> Explorer:
             "never",
             "menu",
         ),
-        "seed": choices("data sets", range(1000), 0, "number"),
+        "seed": choices("random seed", range(1000), 0, "number"),
     }
     return Explorer(
         curve_figure(),

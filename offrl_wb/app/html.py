@@ -473,7 +473,7 @@ def contents(headings: Sequence[tuple[int, str, str]]) -> str:
     ]
     return f'<nav aria-label="Contents"><h2>Contents</h2><ol>{"".join(items)}</ol></nav>'
 
-# %% ../../nbs/app/02_html.ipynb #54996ba4
+# %% ../../nbs/app/02_html.ipynb #5612ba93
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c1e21; --soft: #5b6470; --paper: #fff; --panel:
   #f5f6f8; --line: #d9dde3; --link: #0b5cad; --good: #0a6b3d; --bad: #b3261e; --mark: #8a4b00; }
@@ -512,6 +512,8 @@ blockquote { margin: 1rem 0; padding: .1rem 1rem; border-left: 3px solid var(--l
 .facts td { text-align: right; padding: .12rem 0; border: 0; }
 .facts td.long { overflow-wrap: anywhere; }
 .together { white-space: nowrap; }
+@media (max-width: 600px) { .together { white-space: normal; } }
+.output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 .facts summary { cursor: pointer; color: var(--link); padding-top: .2rem; }
 .set { color: var(--mark); font-weight: 600; font-size: .72rem; text-transform: uppercase; }
 nav { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: .7rem

@@ -8,13 +8,14 @@ __all__ = ['SCALES', 'LEFT_OUT', 'FOR_PEOPLE', 'DATA_ENDINGS', 'Parameter', 'Not
            'find_notebooks', 'find_notebook', 'directives', 'bound_names', 'import_instead', 'module_of', 'runnable',
            'assignments', 'prepare']
 
-# %% ../../nbs/app/01_notebooks.ipynb #c8ad1771
+# %% ../../nbs/app/01_notebooks.ipynb #ecc24047
 import ast
 import copy
 import difflib
 import importlib.util
 import io
 import json
+import math
 import re
 import textwrap
 import tokenize
@@ -226,7 +227,7 @@ def _value(annotation: ast.expr, text: str) -> object:
         raise ValueError(text)
     return value
 
-# %% ../../nbs/app/01_notebooks.ipynb #fff49543
+# %% ../../nbs/app/01_notebooks.ipynb #33b373b8
 def _suggestion(word: str, known: Iterable[str]) -> str:
     """`; did you mean …?` where a known word is close, else nothing."""
     close = difflib.get_close_matches(word, list(known), n=3, cutoff=0.6)
@@ -246,6 +247,7 @@ def bind(
         if name not in known:
             names = ", ".join(known) if known else "none"
             hint = _suggestion(name, known)
+            names += "" if known else "; tag a cell of it `parameters`"
             raise InputError(f"{where} has no parameter {name!r}{hint} (its parameters: {names})")
         kind = known[name].annotation
         try:
@@ -434,10 +436,16 @@ def runnable(cell: Mapping[str, typing.Any], module: str) -> dict[str, typing.An
         copied["metadata"] = copied.get("metadata", {}) | {"offrl_wb": note}
     return copied
 
-# %% ../../nbs/app/01_notebooks.ipynb #02f41baa
+# %% ../../nbs/app/01_notebooks.ipynb #66480f67
 def assignments(values: Mapping[str, typing.Any]) -> str:
     """Python lines that set the values."""
-    return "\n".join(f"{name} = {value!r}" for name, value in values.items())
+    texts = {
+        name: f'float("{value}")'
+        if isinstance(value, float) and not math.isfinite(value)
+        else repr(value)
+        for name, value in values.items()
+    }
+    return "\n".join(f"{name} = {text}" for name, text in texts.items())
 
 
 def _note(tag: str) -> dict[str, typing.Any]:

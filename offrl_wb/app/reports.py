@@ -8,7 +8,7 @@ __all__ = ['FORMAT', 'PACKAGES', 'THREAD_SETTINGS', 'PROBLEM', 'digest', 'file_d
            'kernel_manager', 'Failure', 'merge_streams', 'execute', 'picture_maker', 'figures_of', 'save_figures',
            'sweep', 'working_folder', 'finished', 'put_in_place', 'ReportFailed', 'Request', 'request', 'run_report']
 
-# %% ../../nbs/app/03_reports.ipynb #a39e8365
+# %% ../../nbs/app/03_reports.ipynb #37ad4af1
 import contextlib
 import hashlib
 import json
@@ -43,6 +43,7 @@ from offrl_wb.app.notebooks import (
     tags_of,
 )
 from ..core.errors import InputError
+from ..core.records import notebooks_folder
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -81,7 +82,7 @@ def package_digest() -> str:
         *(piece for p in files for piece in (str(p.relative_to(package)), p.read_bytes()))
     )
 
-# %% ../../nbs/app/03_reports.ipynb #16f5e51a
+# %% ../../nbs/app/03_reports.ipynb #95254d68
 def report_hash(
     notebook: Notebook, values: Mapping[str, Any], files: Mapping[str, Path]
 ) -> tuple[str, dict[str, Any]]:
@@ -92,7 +93,10 @@ def report_hash(
     typed = {n: [type(v).__name__, v] for n, v in values.items() if n not in files}
     hashes = {name: content["sha256"] for name, content in contents.items()}
     neighbours = {p.name: file_digest(p) for p in _imported_neighbours(notebook)}
-    plain = json.dumps([sources, typed, hashes, neighbours], sort_keys=True, default=repr)
+    found = sorted(notebooks_folder().glob("*/records/*.parquet"))
+    committed = {path.name: file_digest(path) for path in found}
+    parts = [sources, typed, hashes, neighbours, committed]
+    plain = json.dumps(parts, sort_keys=True, default=repr)
     return digest(str(FORMAT), plain, package_digest())[:12], contents
 
 
@@ -259,7 +263,7 @@ def _failure(document: "NotebookNode", place: int, error: str, mendable: str | N
     number = cell.get("execution_count")
     return Failure(place, number, titles[-1] if titles else "", first[:80], error, mendable)
 
-# %% ../../nbs/app/03_reports.ipynb #283f4646
+# %% ../../nbs/app/03_reports.ipynb #14ca181e
 def merge_streams(outputs: Iterable[Any]) -> list[Any]:
     """Outputs with neighbouring pieces of one stream joined: where it was cut is chance."""
     merged: list[Any] = []
@@ -292,7 +296,8 @@ def _quiet() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        before = {name: logging.getLogger(name).level for name in ("papermill", "traitlets")}
+        talkers = ("papermill", "traitlets", "choreographer", "kaleido", "logistro")
+        before = {name: logging.getLogger(name).level for name in talkers}
         for name in before:
             logging.getLogger(name).setLevel(logging.CRITICAL)
         try:

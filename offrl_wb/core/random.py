@@ -5,18 +5,23 @@
 # %% auto #0
 __all__ = ['stream', 'argmax_random_ties']
 
-# %% ../../nbs/core/01_random.ipynb #46db0445
+# %% ../../nbs/core/01_random.ipynb #8485ca9b
 import hashlib
 
 import numpy as np
 
-# %% ../../nbs/core/01_random.ipynb #8898e5a9
+from .errors import InputError
+
+# %% ../../nbs/core/01_random.ipynb #52d6cd70
 def stream(seed: int, *keys: str | int) -> np.random.Generator:
     """The random stream called `keys` under `seed`.
 
     The same seed and keys always give the same numbers; different keys give independent streams,
-    through the entropy pool of `numpy.random.SeedSequence`. `seed` is a non-negative integer.
+    through the entropy pool of `numpy.random.SeedSequence`.
+    Raises `InputError` for a negative seed.
     """
+    if seed < 0:
+        raise InputError(f"the seed is {seed}: pass a whole number of 0 or more")
     name = "\x1f".join(f"{type(key).__name__}:{key}" for key in keys)
     digest = hashlib.sha256(name.encode()).digest()
     words = np.frombuffer(digest, dtype=np.uint32).tolist()

@@ -136,12 +136,12 @@ def load_records(path: str | Path) -> pl.DataFrame:
         raise InputError(f"{path} has {found}; this library reads records of {SCHEMA_VERSION}")
     return validate_records(frame, str(path))
 
-# %% ../../nbs/core/03_records.ipynb #dbe61343
+# %% ../../nbs/core/03_records.ipynb #70336543
 def notebooks_folder() -> Path:
     """Where `nbs/` lies: beside the package in a source checkout, inside it once installed."""
     spec = find_spec("offrl_wb")
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise InputError("offrl_wb is not installed here: a folder of that name hides it")
     package = Path(spec.origin).resolve().parent
     checkout = package.parent / "nbs"
     if (package.parent / "settings.ini").exists() and checkout.is_dir():

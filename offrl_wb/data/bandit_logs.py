@@ -8,9 +8,9 @@ __all__ = ['LOG_SCHEMA', 'CLUSTER_SCHEMA', 'MOST_DISTINCT_NUMBERS', 'OTHER_CONTE
            'OBD_CAMPAIGNS', 'OBD_COLUMNS', 'BanditLog', 'log_counts', 'estimated_propensities', 'read_table',
            'required_column', 'refuse_rows', 'number_column', 'label_column', 'ordered_labels', 'label_codes',
            'context_column', 'pool_rare_contexts', 'parse_range', 'reward_column', 'propensity_column', 'LogColumns',
-           'Reading', 'context_codes', 'action_codes', 'cluster_codes', 'assemble_log', 'thornton_table',
-           'read_thornton', 'obp_folder', 'read_obd_folder', 'file_hash', 'read_bandit_log', 'take', 'split',
-           'positions_in_groups', 'align', 'context_quota', 'best_and_other', 'largest_size', 'thin',
+           'Reading', 'context_codes', 'action_codes', 'cluster_codes', 'check_inverse_propensities', 'assemble_log',
+           'thornton_table', 'read_thornton', 'obp_folder', 'read_obd_folder', 'file_hash', 'read_bandit_log', 'take',
+           'split', 'positions_in_groups', 'align', 'context_quota', 'best_and_other', 'largest_size', 'thin',
            'exact_binomial_interval', 'reached_concentrability']
 
 # %% ../../nbs/data/02_bandit_logs.ipynb #af48ebae
@@ -382,7 +382,23 @@ def cluster_codes(series: pl.Series, where: str) -> np.ndarray:
         )
     return label_codes(text, labels)
 
-# %% ../../nbs/data/02_bandit_logs.ipynb #18ee0083
+# %% ../../nbs/data/02_bandit_logs.ipynb #01e69b81
+def check_inverse_propensities(
+    propensity: np.ndarray, actions: int, column: str, where: str
+) -> None:
+    """Raise `InputError` where the mean of `1/p` is above twice the number of actions seen.
+
+    Five standard errors are allowed for, and twice for actions that were never logged.
+    """
+    inverse = 1 / np.asarray(propensity)
+    mean, error = inverse.mean(), inverse.std() / np.sqrt(len(inverse))
+    if mean - 5 * error > 2 * actions:
+        raise InputError(
+            f"{where}: column {column!r}: the mean of 1/propensity is {mean:.0f} with {actions}"
+            " actions logged, which cannot be: give the probability of the action that was taken"
+        )
+
+# %% ../../nbs/data/02_bandit_logs.ipynb #91ac04f6
 def assemble_log(
     frame: pl.DataFrame,
     columns: LogColumns,
@@ -400,6 +416,7 @@ def assemble_log(
     if known:
         series = required_column(frame, columns.propensity, "propensity", where)
         propensity = propensity_column(series, where)
+        check_inverse_propensities(propensity, len(action_labels), columns.propensity, where)
     else:
         propensity = estimated_propensities(context, action)
     rows = dict(context=context, action=action, reward=reward, propensity=propensity)
@@ -407,12 +424,13 @@ def assemble_log(
     if columns.cluster != "none":
         series = required_column(frame, columns.cluster, "cluster", where)
         table = table.with_columns(cluster=pl.Series(cluster_codes(series, where)))
-    made |= {"rows": frame.height, "columns": vars(columns)}
+    used = vars(columns) | ({} if known else {"propensity": "none: estimated from frequencies"})
+    made |= {"rows": frame.height, "columns": used}
     made |= {"reward range": parse_range(reading.reward_range)} | dict(provenance)
     source = "design" if known else "estimated"
     return BanditLog(table, tuple(labels), tuple(action_labels), source, made)
 
-# %% ../../nbs/data/02_bandit_logs.ipynb #ce3fda32
+# %% ../../nbs/data/02_bandit_logs.ipynb #ed852ad7
 KWACHA_PER_DOLLAR = 100 / 0.9456  # the file's own conversion: 0.9456 dollars are 100 kwacha
 VOUCHERS = ("no voucher", "10–90 kwacha", "100–190 kwacha", "200–300 kwacha")
 VOUCHER_CUTS = (5.0, 95.0, 195.0)
@@ -423,7 +441,10 @@ AGES, AGE_CUTS = ("under 25", "25–39", "40 or older"), (25.0, 40.0)
 def thornton_table() -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The columns `got`, `tinc`, `distvct`, `age`, `villnum` of complete rows; who was dropped."""
     if importlib.util.find_spec("causaldata") is None:
-        raise InputError("thornton_hiv needs the package causaldata: pip install 'offrl_wb[data]'")
+        raise InputError(
+            "thornton_hiv needs the package causaldata: pip install causaldata, or leave it out"
+            " with log=none"
+        )
     with warnings.catch_warnings():  # importing it is noisy and brings pandas: hence here
         warnings.simplefilter("ignore")
         from causaldata import thornton_hiv
