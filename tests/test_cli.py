@@ -164,6 +164,8 @@ def test_lab_starts_jupyterlab_of_this_environment_with_further_words(
     monkeypatch.setattr(cli.subprocess, "run", start)
     assert run(["lab", "mine", "--no-browser", "--port", "9000"]) == 3
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--port", "9000"]
+    command.append("--LabApp.default_url=/lab/tree/nbs/index.ipynb")
+    command += ["--allow-root"] if os.geteuid() == 0 else []
     assert started == [(command, Path("mine"), "1")]
     assert run(["lab", "mine", "--no-start"]) == 0
     assert len(started) == 1
