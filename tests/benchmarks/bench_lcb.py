@@ -8,8 +8,6 @@ answers; imports are whole processes.
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -22,23 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from offrl_wb.core.random import stream
 from offrl_wb.theory import lcb_bandit, lcb_contextual, lcb_scale
 from offrl_wb.worlds.bandits import ambiguous_contexts
+from tests.benchmarks.timing import row, seconds
 from tests.test_lcb_bandits import loop_lcb
-
-
-def seconds(function: Callable[[], object], repeats: int = 5) -> list[float]:
-    """Wall times of `repeats` calls after one warm-up, sorted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return sorted(times)
-
-
-def row(label: str, times: list[float], target: str = "") -> None:
-    middle = times[len(times) // 2]
-    print(f"{label:<62} {min(times):>9.4f} {middle:>9.4f} {max(times):>9.4f}  {target}")
 
 
 def phase_transition() -> None:

@@ -7,8 +7,6 @@ per-data-set loop of the tests, which gives the same answers.
 
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -21,27 +19,12 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from offrl_wb.core.random import stream
 from offrl_wb.theory.lcb_mdp import iteration_count, value_staircase, vi_lcb, worst_case_losses
 from offrl_wb.worlds.tabular import ambiguous_mdp, sample_counts
+from tests.benchmarks.timing import row, seconds
 from tests.test_lcb_mdp import loop_vi_lcb
 
 CONCENTRABILITIES = (1.0, 1.001, 1.01, 1.05, 1.1)
 SIZES = np.geomspace(1e3, 1e6, 10).round().astype(int)
 GAPS = np.geomspace(1, 0.0017, 18)
-
-
-def seconds(function: Callable[[], object], repeats: int = 5) -> list[float]:
-    """Wall times of `repeats` calls after one warm-up, sorted."""
-    function()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - started)
-    return sorted(times)
-
-
-def row(label: str, times: list[float], target: str = "") -> None:
-    middle = times[len(times) // 2]
-    print(f"{label:<62} {min(times):>9.4f} {middle:>9.4f} {max(times):>9.4f}  {target}")
 
 
 def rates() -> None:
