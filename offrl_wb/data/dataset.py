@@ -91,7 +91,7 @@ def with_unknown(name: str, values: np.ndarray, known: np.ndarray, like: pl.Seri
     frame = pl.DataFrame([column, pl.Series("known", known)])
     return frame.select(pl.when("known").then(name).alias(name))[name]
 
-# %% ../../nbs/data/03_dataset.ipynb #5206c277
+# %% ../../nbs/data/03_dataset.ipynb #9436a52c
 class Ends(NamedTuple):
     """Final observations `(E,)` with those that are known, and an explicit column if there is one."""
 
@@ -113,7 +113,7 @@ def chain_holds(observations: np.ndarray, following: np.ndarray, ends: np.ndarra
 
 def final_from_following(observations: np.ndarray, following: np.ndarray, ends: np.ndarray) -> Ends:
     """Final observations out of a log's own next observations `(N, …)`, verified as a chain."""
-    whole = chain_holds(observations, following, ends).all()
+    whole = bool(chain_holds(observations, following, ends).all())
     return Ends(following[ends], np.ones(len(ends), dtype=bool), None if whole else following)
 
 # %% ../../nbs/data/03_dataset.ipynb #aa066669
@@ -429,7 +429,7 @@ def rows_frame(
         series.append(as_column(name, values, copy) if numeric else pl.Series(name, values))
     return pl.DataFrame(series)
 
-# %% ../../nbs/data/03_dataset.ipynb #f1e9f232
+# %% ../../nbs/data/03_dataset.ipynb #859e78d4
 def final_ends(
     observations: np.ndarray, ahead: Any, final: Any, starts: np.ndarray, space: Any
 ) -> Ends:
@@ -448,7 +448,7 @@ def final_ends(
     unknown = (
         np.ma.getmaskarray(final)
         if not isinstance(final, (Mapping, tuple))
-        else np.zeros(len(starts))
+        else np.zeros(len(starts), bool)
     )
     final = plain(
         np.ma.getdata(final) if isinstance(final, np.ma.MaskedArray) else final,
@@ -457,7 +457,7 @@ def final_ends(
     )
     if len(final) != len(starts):
         raise InputError(f"there are {len(final)} final observations and {len(starts)} episodes")
-    known = ~unknown.reshape(len(final), -1).any(axis=1)
+    known = np.asarray(~unknown.reshape(len(final), -1).any(axis=1))
     return Ends(final[known], known, None)
 
 # %% ../../nbs/data/03_dataset.ipynb #9ecc03f5
@@ -530,7 +530,7 @@ def shortened(
     )
     return frame, table, int((~cut.keep).sum())
 
-# %% ../../nbs/data/03_dataset.ipynb #abf0e6c0
+# %% ../../nbs/data/03_dataset.ipynb #4d9a6f4d
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Logged experience: transitions, episodes, and what they are about.
@@ -859,7 +859,7 @@ class Dataset:
         whole = whole.drop("_found")
         noted = {"frame": frame, "on": keys, "how": how}
         joined = {"transitions" if rows else "episodes": whole}
-        dataset = replace(self, **joined)
+        dataset = replace(self, **cast(Any, joined))
         if keep is not None:
             transitions, episodes = (
                 dataset._from_rows(keep)

@@ -20,8 +20,8 @@ import numpy as np
 
 from ..core.errors import InputError
 
-# %% ../../nbs/data/02_provenance.ipynb #18fabcd2
-def _bytes(series: Any) -> bytes | np.ndarray:
+# %% ../../nbs/data/02_provenance.ipynb #565ed897
+def _bytes(series: Any) -> Any:
     """The content of one column in a form that does not depend on how it is stored."""
     import polars as pl
 
