@@ -8,10 +8,11 @@ __all__ = ['NAME', 'REQUIRED', 'flags', 'episode_starts', 'as_column', 'as_numpy
            'following', 'widened', 'Blocks', 'blocks', 'copy_rows', 'gather_episodes', 'common_space', 'common_spec',
            'plain', 'rows_frame', 'final_ends', 'episodes_frame', 'keep_rows', 'shortened', 'Dataset', 'concatenate']
 
-# %% ../../nbs/data/03_dataset.ipynb #fb164018
+# %% ../../nbs/data/03_dataset.ipynb #30a7df97
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -91,7 +92,7 @@ def with_unknown(name: str, values: np.ndarray, known: np.ndarray, like: pl.Seri
     frame = pl.DataFrame([column, pl.Series("known", known)])
     return frame.select(pl.when("known").then(name).alias(name))[name]
 
-# %% ../../nbs/data/03_dataset.ipynb #9436a52c
+# %% ../../nbs/data/03_dataset.ipynb #3c500c82
 class Ends(NamedTuple):
     """Final observations `(E,)` with those that are known, and an explicit column if there is one."""
 
@@ -106,7 +107,7 @@ def chain_holds(observations: np.ndarray, following: np.ndarray, ends: np.ndarra
     equal = following[:-1] == observations[1:]
     if not equal.all():
         equal |= (following[:-1] != following[:-1]) & (observations[1:] != observations[1:])
-    same[:-1] = equal if equal.ndim == 1 else equal.reshape(len(equal), -1).all(axis=1)
+    same[:-1] = equal if equal.ndim == 1 else equal.all(axis=1)
     same[ends] = True
     return same
 
@@ -384,7 +385,7 @@ def common_spec(specs: Sequence[Spec]) -> Spec:
         shared("name", ""),
     )
 
-# %% ../../nbs/data/03_dataset.ipynb #e0b48241
+# %% ../../nbs/data/03_dataset.ipynb #71a7ff40
 def plain(values: Any, space: Any, name: str) -> np.ndarray:
     """`values` as numbers `(N,)` or `(N, d)`: named parts and images flattened by `space`.
 
@@ -399,7 +400,7 @@ def plain(values: Any, space: Any, name: str) -> np.ndarray:
     if values.dtype.kind not in "biuf":
         raise InputError(f"{name} hold {values.dtype}: pass numbers")
     if values.ndim != 1 or values.dtype.kind == "f":
-        values = values.reshape(len(values), -1)
+        values = values.reshape(len(values), prod(values.shape[1:]))
     numbers = 1 if values.ndim == 1 else values.shape[1]
     if space is not None and numbers != width(space):
         raise InputError(f"{name} have {numbers} numbers each, and {space} has {width(space)}")
@@ -407,7 +408,7 @@ def plain(values: Any, space: Any, name: str) -> np.ndarray:
         return values.reshape(-1)
     return values
 
-# %% ../../nbs/data/03_dataset.ipynb #7ab07670
+# %% ../../nbs/data/03_dataset.ipynb #f99dc38d
 def rows_frame(
     columns: Mapping[str, Any], starts: np.ndarray, step: Any, copy: bool
 ) -> pl.DataFrame:
@@ -426,7 +427,10 @@ def rows_frame(
             raise InputError(f"{name} has {len(values)} rows, and there are {size} observations")
         kind = getattr(values, "dtype", None)
         numeric = isinstance(kind, np.dtype) and kind.kind in "iuf"
-        series.append(as_column(name, values, copy) if numeric else pl.Series(name, values))
+        try:
+            series.append(as_column(name, values, copy) if numeric else pl.Series(name, values))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name} is no column: {str(error).splitlines()[0]}") from None
     return pl.DataFrame(series)
 
 # %% ../../nbs/data/03_dataset.ipynb #859e78d4

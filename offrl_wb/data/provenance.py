@@ -111,7 +111,7 @@ def _missing(value: Any) -> list[str]:
         return [name for part in value.values() for name in _missing(part)]
     return [name for part in value for name in _missing(part)] if isinstance(value, list) else []
 
-# %% ../../nbs/data/02_provenance.ipynb #4c7b5a17
+# %% ../../nbs/data/02_provenance.ipynb #2569f772
 @dataclass(frozen=True)
 class Provenance:
     """How one dataset was made.
@@ -152,9 +152,15 @@ class Provenance:
     def steps(self) -> "dict[str, Provenance]":
         """Every step that led here by its hash, parents first, each once."""
         found: dict[str, Provenance] = {}
-        for parent in self.parents:
-            found.update(parent.steps())
-        return found | {self.hash: self}
+
+        def visit(step: Provenance) -> None:
+            for parent in step.parents:
+                if parent.hash not in found:
+                    visit(parent)
+            found[step.hash] = step
+
+        visit(self)
+        return found
 
     def to_json(self) -> list[dict[str, Any]]:
         """All steps, parents first; a step names its parents by their place in the list."""
@@ -174,12 +180,23 @@ class Provenance:
         except (TypeError, KeyError, IndexError) as error:
             raise InputError(f"the provenance of the dataset cannot be read: {error!r}") from None
 
-    def tree(self, depth: int = 0) -> str:
-        """The steps as indented text, the last one first."""
-        told = [f"{k}={_shown(recorded(v), k)}" for k, v in self.parameters.items()]
-        told += [] if self.seed is None else [f"seed={self.seed}"]
-        line = f"{'  ' * depth}{self.operation.rpartition('.')[2]}({', '.join(told)})  {self.hash}"
-        return "\n".join([line] + [parent.tree(depth + 1) for parent in self.parents])
+    def tree(self) -> str:
+        """The steps as indented text, the last one first; a step that was shown is not repeated."""
+        lines: list[str] = []
+        shown: set[str] = set()
+
+        def visit(step: Provenance, depth: int) -> None:
+            told = [f"{k}={_shown(recorded(v), k)}" for k, v in step.parameters.items()]
+            told += [] if step.seed is None else [f"seed={step.seed}"]
+            again = "  (above)" if step.parents and step.hash in shown else ""
+            name = step.operation.rpartition(".")[2]
+            lines.append(f"{'  ' * depth}{name}({', '.join(told)})  {step.hash}{again}")
+            shown.add(step.hash)
+            for parent in () if again else step.parents:
+                visit(parent, depth + 1)
+
+        visit(self, 0)
+        return "\n".join(lines)
 
     def as_python(self, given: Mapping[str, str] | None = None) -> str:
         """Python that makes the dataset again; its last line assigns it to `dataset`.
