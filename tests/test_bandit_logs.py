@@ -1,6 +1,7 @@
 """Reading, splitting and thinning of bandit logs, and every way a log can be refused."""
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from offrl_wb.data.bandit_logs import (
     OTHER_CONTEXTS,
     BanditLog,
     align,
+    bandit_dataset,
+    bandit_log,
     best_and_other,
     context_quota,
     exact_binomial_interval,
@@ -28,6 +31,7 @@ from offrl_wb.data.bandit_logs import (
     take,
     thin,
 )
+from offrl_wb.data.dataset import Dataset
 
 TABLE = {
     "context": ["north", "north", "south", "south", "south", "north"],
@@ -837,3 +841,50 @@ def test_the_exact_interval_agrees_with_scipys():
     nothing = exact_binomial_interval(0, 0)
     assert np.isnan(nothing.estimate)
     assert (nothing.low, nothing.high) == (0, 1)
+
+
+def test_a_log_comes_back_from_a_dataset_as_it_was(tmp_path):
+    log = read_bandit_log(write(tmp_path))
+    log = replace(log, rows=log.rows.with_columns(cluster=pl.Series([0, 0, 1, 1, 2, 2])))
+    dataset = bandit_dataset(log)
+    assert dataset.episode_count == len(dataset) == len(log)
+    assert dataset.transitions["terminated"].all()
+    assert dataset.transitions["behaviour_prob"].to_list() == TABLE["propensity"]
+    assert dataset.episodes["cluster"].to_list() == log.column("cluster").tolist()
+    assert (dataset.spec.observation_space.n, dataset.spec.action_space.n) == log.shape
+    back = bandit_log(dataset, log.context_labels, log.action_labels)
+    assert back.content_hash == log.content_hash
+    assert (back.context_labels, back.action_labels) == (log.context_labels, log.action_labels)
+
+
+def test_the_provenance_of_a_logs_dataset_names_the_log():
+    log = make_log([0, 1, 0], [1, 0, 0])
+    provenance = bandit_dataset(log).provenance
+    assert provenance.operation == "offrl_wb.data.bandit_logs.bandit_dataset"
+    assert provenance.outcome["propensity_source"] == log.propensity_source
+    assert provenance.outcome["action_labels"] == log.action_labels
+    again = bandit_dataset(make_log([0, 1, 0], [1, 0, 0]))
+    assert provenance.hash == again.provenance.hash
+
+
+def test_a_dataset_without_propensities_becomes_a_log_with_estimated_ones():
+    data = Dataset.from_arrays(
+        np.array([0, 0, 0, 1]), np.array([1, 1, 0, 0]), np.zeros(4), np.ones(4, bool)
+    )
+    log = bandit_log(data)
+    assert log.propensity_source == "estimated"
+    assert log.column("propensity") == pytest.approx([2 / 3, 2 / 3, 1 / 3, 1])
+    assert log.context_labels == ("0", "1")
+
+
+def test_datasets_that_are_no_bandit_logs_are_refused():
+    ends = np.array([False, True, True])
+    long = Dataset.from_arrays(np.array([0, 1, 0]), np.array([0, 1, 0]), np.zeros(3), ends)
+    with pytest.raises(InputError, match="episode 0 has 2 steps"):
+        bandit_log(long)
+    vectors = Dataset.from_arrays(np.zeros((2, 3)), np.array([0, 1]), np.zeros(2), np.ones(2, bool))
+    with pytest.raises(InputError, match="obs is Box"):
+        bandit_log(vectors)
+    rich = Dataset.from_arrays(np.array([0]), np.array([0]), np.array([7.0]), np.ones(1, bool))
+    with pytest.raises(InputError, match="row 1 of the log is out of range"):
+        bandit_log(rich)

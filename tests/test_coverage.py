@@ -11,12 +11,20 @@ from offrl_wb.core.errors import InputError
 from offrl_wb.data.coverage import (
     all_policy_concentrability,
     coverability,
+    feature_coverage,
     largest_occupancy,
+    leverage,
+    logged_concentrability,
+    moment_coverage,
     occupancy_ratio,
+    pair_cells,
     policies_coverability,
     reaching_probability,
+    second_moment,
     single_policy_concentrability,
+    smallest_eigenvalue,
 )
+from offrl_wb.data.dataset import Dataset
 from offrl_wb.worlds import tabular
 from offrl_wb.worlds.tabular import (
     FiniteHorizonMDP,
@@ -222,3 +230,161 @@ def test_reaching_probability_is_one_where_the_way_is_certain():
 def test_a_list_of_no_policies_is_refused(shape):
     with pytest.raises(InputError, match="pass occupancies"):
         policies_coverability(np.zeros(shape))
+
+
+def pairs(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A behaviour and a policy's occupancy on four states and two actions."""
+    generator = np.random.default_rng(seed)
+    world = random_world(seed)
+    return generator.dirichlet(np.full(8, 0.5)).reshape(4, 2), occupancy(world, EVERY[seed % 16])
+
+
+@settings(max_examples=60)
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 8))
+def test_concentrability_bounds_every_measure_of_feature_coverage(seed, size):
+    behaviour, visited = pairs(seed)
+    features = np.random.default_rng(seed + 1).standard_normal((4, 2, size))
+    star = single_policy_concentrability(visited, behaviour)
+    found = feature_coverage(features, behaviour, visited)
+    assert found.dimension <= min(size, 4)
+    assert found.relative_condition <= star * (1 + 1e-6)
+    assert found.average_leverage <= found.relative_condition * found.dimension * (1 + 1e-6)
+    assert found.average_leverage <= found.largest_leverage * (1 + 1e-6)
+    least = smallest_eigenvalue(second_moment(features, visited))
+    assert found.smallest_eigenvalue >= least / star * (1 - 1e-6) - 1e-9
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6))
+def test_with_one_feature_for_each_pair_feature_coverage_is_concentrability(seed):
+    behaviour, visited = pairs(seed)
+    found = feature_coverage(np.eye(8).reshape(4, 2, 8), behaviour, visited)
+    ratio = occupancy_ratio(visited, behaviour)
+    assert found.relative_condition == pytest.approx(ratio.max())
+    assert found.average_leverage == pytest.approx(ratio.sum())
+    assert found.largest_leverage == pytest.approx(1 / behaviour[visited > 0].min())
+    assert found.smallest_eigenvalue == pytest.approx(behaviour.min(), abs=1e-9)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 10**6))
+def test_leverage_does_not_depend_on_the_units_of_the_features(seed):
+    behaviour, visited = pairs(seed)
+    generator = np.random.default_rng(seed + 1)
+    features = generator.standard_normal((4, 2, 3))
+    mixed = features @ (np.eye(3) + 0.2 * generator.standard_normal((3, 3)))
+    plain, turned = (feature_coverage(each, behaviour, visited) for each in (features, mixed))
+    assert turned.average_leverage == pytest.approx(plain.average_leverage, rel=1e-5)
+    assert turned.relative_condition == pytest.approx(plain.relative_condition, rel=1e-5)
+
+
+def test_leverage_of_the_data_themselves_averages_to_their_dimension():
+    rows = np.random.default_rng(0).standard_normal((500, 4)) @ np.diag([1, 2, 3, 0])
+    moment = second_moment(rows)
+    assert leverage(rows, moment).mean() == pytest.approx(3)
+    assert smallest_eigenvalue(moment) == 0
+
+
+def test_a_direction_that_the_data_lack_is_infinite_only_for_those_who_go_there():
+    features = np.eye(3)[:, None]
+    behaviour = np.array([[0.5], [0.5], [0.0]])
+    for visited, finite in (([[1.0], [0], [0]], True), ([[0.5], [0], [0.5]], False)):
+        found = feature_coverage(features, behaviour, np.array(visited))
+        assert found.smallest_eigenvalue == 0
+        assert np.isfinite([found.average_leverage, found.relative_condition]).all() == finite
+        assert np.isfinite(found.largest_leverage) == finite
+
+
+def test_moments_suffice_but_for_the_largest_leverage():
+    behaviour, visited = pairs(3)
+    features = np.random.default_rng(4).standard_normal((4, 2, 3))
+    whole = feature_coverage(features, behaviour, visited)
+    half = moment_coverage(second_moment(features, visited), second_moment(features, behaviour))
+    assert half.average_leverage == whole.average_leverage
+    assert np.isnan(half.largest_leverage)
+    nothing = moment_coverage(np.eye(2), np.zeros((2, 2)))
+    assert nothing.average_leverage == np.inf
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: second_moment(np.zeros(3)), "features have shape"),
+        (lambda: second_moment(np.zeros((2, 3)), np.zeros(3)), "weights have shape"),
+        (lambda: second_moment(np.zeros((1, 3)), np.array([-1.0])), "weights hold -1.0"),
+        (lambda: smallest_eigenvalue(np.zeros((2, 3))), "second moment is a finite"),
+        (lambda: smallest_eigenvalue(np.full((2, 2), np.nan)), "second moment is a finite"),
+        (lambda: moment_coverage(np.eye(2), np.eye(3)), "2 features of the target, 3"),
+    ],
+)
+def test_moments_that_are_none_are_refused(call, message):
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def counted(states, actions, length: int = 2) -> Dataset:
+    """A log of these states and actions in episodes of `length`."""
+    ends = np.arange(len(states)) % length == length - 1
+    final = np.zeros(int(ends.sum()), dtype=int)
+    return Dataset.from_arrays(
+        np.array(states),
+        np.array(actions),
+        np.zeros(len(states)),
+        np.zeros(len(states), bool),
+        ends,
+        final_observations=final,
+    )
+
+
+def test_cells_number_the_pairs_of_a_log_row_by_row():
+    log = counted([0, 1, 2, 1], [0, 1, 0, 0])
+    assert pair_cells(log, 3, 2).tolist() == [0, 3, 4, 2]
+
+
+def test_what_cannot_be_counted_is_refused():
+    log = counted([0, 1, 2, 1], [0, 1, 0, 0])
+    with pytest.raises(InputError, match="obs is 2 at row 2: pass 0 to 1"):
+        pair_cells(log, 2, 2)
+    with pytest.raises(InputError, match="action is 1 at row 1"):
+        pair_cells(log, 3, 1)
+    floats = Dataset.from_arrays(
+        np.zeros((2, 3)), np.array([0, 1]), np.zeros(2), np.array([False, True])
+    )
+    with pytest.raises(InputError, match="obs holds vectors"):
+        pair_cells(floats, 3, 2)
+    with pytest.raises(InputError, match="sums to 1"):
+        logged_concentrability(log, np.ones((3, 2)))
+
+
+def test_a_counted_concentrability_is_the_plug_in_of_the_shares():
+    log = counted([0, 0, 1, 0, 1, 1, 0, 0], [0, 1, 0, 0, 1, 0, 0, 0])
+    target = np.array([[0.5, 0.0], [0.25, 0.25]])
+    found = logged_concentrability(log, target)
+    assert found.estimate == pytest.approx(0.25 / (1 / 8))
+    assert found.low <= found.estimate <= found.high
+    assert found.high == np.inf  # the rare pair is missing from many a resample
+    assert found == logged_concentrability(log, target, seed=0)
+
+
+def test_a_pair_that_was_never_logged_makes_the_counted_concentrability_infinite():
+    log = counted([0, 0, 1, 0], [0, 0, 0, 0])
+    assert logged_concentrability(log, np.array([[0.5, 0.5], [0, 0]])).estimate == np.inf
+
+
+def test_a_log_covers_itself_and_a_part_covers_the_whole_less():
+    generator = np.random.default_rng(0)
+    log = counted(generator.integers(5, size=2000), generator.integers(3, size=2000))
+    assert logged_concentrability(log, log).estimate == 1
+    part = log.select(np.arange(20))
+    back, there = logged_concentrability(part, log), logged_concentrability(log, part)
+    assert back.estimate > there.estimate > 1
+
+
+def test_the_interval_of_a_counted_concentrability_shrinks_with_the_log():
+    widths = []
+    for size in (400, 6400):
+        generator = np.random.default_rng(1)
+        log = counted(generator.integers(3, size=size), generator.integers(2, size=size))
+        found = logged_concentrability(log, np.full((3, 2), 1 / 6))
+        widths.append(found.high - found.low)
+    assert widths[1] < widths[0] / 2

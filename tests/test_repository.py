@@ -157,6 +157,20 @@ def test_theory_imports_neither_torch_nor_polars_nor_plotly(module: str) -> None
     run(sys.executable, "-c", code)
 
 
+DATA = sorted(path.stem for path in (ROOT / "offrl_wb" / "data").glob("[a-z]*.py"))
+
+
+@pytest.mark.parametrize("module", DATA)
+def test_importing_a_data_module_brings_no_optional_package(module: str) -> None:
+    code = (
+        f"import sys, offrl_wb.data.{module}; "
+        "optional = {'torch', 'minari', 'h5py', 'pyarrow', 'sklearn', 'pandas', 'yaml', 'plotly'}; "
+        "heavy = optional & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    run(sys.executable, "-c", code)
+
+
 def test_nothing_in_the_repository_speaks_of_a_machine() -> None:
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if files.returncode:
