@@ -391,6 +391,21 @@ def test_without_the_variable_the_store_is_in_the_home_folder(
     assert minari_store() == Path.home() / ".minari" / "datasets"
 
 
+def test_the_provenance_reads_the_same_dataset_again() -> None:
+    write_minari(random_log(), "a/log-v0")
+    log = read_minari("a/log-v0", source="somewhere")
+    made: dict[str, Any] = {}
+    exec(log.provenance.as_python(), made)
+    assert made["dataset"].content_hash == log.content_hash
+    assert made["dataset"].provenance.hash == log.provenance.hash
+
+
+def test_a_store_that_is_not_there_is_empty(tmp_path: Path) -> None:
+    assert local_minari(tmp_path / "nowhere") == []
+    with pytest.raises(InputError, match="it holds nothing"):
+        read_minari("a-v0", root=tmp_path / "nowhere")
+
+
 def test_what_is_not_there_is_named_with_what_is(store: Path, tmp_path: Path) -> None:
     write_minari(random_log(), "a/log-v0")
     with pytest.raises(InputError, match=r"it holds a/log-v0.*download_minari\('a/log-v1'\)"):
@@ -902,6 +917,27 @@ def test_a_spoiled_beginning_is_fetched_anew(hub: StandIn, log: Dataset, store: 
     hub.spoiled.clear()
     fetch()
     assert_same(log, read_minari("D4RL/door/human-v2"))
+
+
+def test_files_that_were_fetched_whole_are_not_asked_for_again(
+    hub: StandIn, log: Dataset, store: Path
+) -> None:
+    aside = store / ".downloading-D4RL~door~human-v2" / "data"
+    aside.mkdir(parents=True)
+    inside = hub.root / "farama-minari" / "D4RL" / "door" / "human-v2" / "data"
+    shutil.copy(inside / "main_data.hdf5", aside)
+    fetch()
+    assert not [path for path, _, _ in hub.asked if path.endswith(".hdf5")]
+    assert_same(log, read_minari("D4RL/door/human-v2"))
+
+
+def test_a_hub_without_descriptions_of_namespaces_will_do(
+    hub: StandIn, log: Dataset, store: Path
+) -> None:
+    for path in hub.root.rglob("namespace_metadata.json"):
+        path.unlink()
+    fetch()
+    assert minari.namespace.list_local_namespaces() == ["D4RL", "D4RL/door"]
 
 
 def test_leftovers_of_another_revision_do_not_get_in(

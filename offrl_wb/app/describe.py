@@ -13,7 +13,7 @@ __all__ = ['BINS', 'NEAR', 'QUANTILES', 'WIDTH', 'MOST_DIMENSIONS', 'SPREAD', 'S
            'figure_block', 'place', 'findings_html', 'sections', 'page_of', 'describe_html', 'log_mapping', 'open_log',
            'writer_of', 'write_log', 'page_place', 'write_page']
 
-# %% ../../nbs/app/10_describe.ipynb #676ba12a
+# %% ../../nbs/app/10_describe.ipynb #226c7a5a
 import html
 import json
 import math
@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import plotly.graph_objects as go
@@ -257,7 +257,7 @@ def source_table(episodes: pl.DataFrame) -> pl.DataFrame:
     ordered = means.sort("transitions", "source", descending=[True, False]).with_columns(shares)
     return ordered.select("source", "episodes", "transitions", "share", "mean_return")
 
-# %% ../../nbs/app/10_describe.ipynb #708dc519
+# %% ../../nbs/app/10_describe.ipynb #3cabdde2
 _OWN = {"episode", "step", "obs", "action", "reward", "terminated", "truncated", "next_obs"}
 _EPISODE_OWN = {"episode", "final_obs", "source", "return", "length", "terminated", "truncated"}
 
@@ -269,10 +269,10 @@ def column_table(frame: pl.DataFrame, known: set[str], where: str = "") -> pl.Da
         column = frame[name]
         if column.dtype.is_numeric():
             ends = [column.min(), column.mean(), column.max()]
-            low, mean, high = (number(None if v is None else float(v)) for v in ends)  # type: ignore
+            low, mean, high = (number(None if v is None else float(v)) for v in cast(Any, ends))
             told = f"{low} to {high}, mean {mean}"
         elif column.dtype == pl.Boolean:
-            told = f"true in {percent(float(column.mean() or 0))}"  # type: ignore[arg-type]
+            told = f"true in {percent(float(cast(Any, column.mean()) or 0))}"
         elif column.dtype == pl.String:
             told = f"{column.n_unique()} distinct: {_listed(column.unique().sort(), 4)}"
         else:
@@ -927,17 +927,23 @@ PAGE_SCRIPT = """
 })();
 """
 
-# %% ../../nbs/app/10_describe.ipynb #68b6a64e
-def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table that scrolls within its own width; every cell is text and is escaped."""
+# %% ../../nbs/app/10_describe.ipynb #c1706379
+def html_table(
+    caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], inside: bool = True
+) -> str:
+    """A table that scrolls within its own width; every cell is text and is escaped.
+
+    With `inside=False` the caption stands before the table, where it can be longer than that.
+    """
     head = "".join(f'<th scope="col">{html.escape(cell)}</th>' for cell in header)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
     words = html.escape(caption)
+    before, within = ("", f"<caption>{words}</caption>") if inside else (f"<p>{words}</p>", "")
     return (
-        f'<div class="scroll" role="region" aria-label="{words}" tabindex="0"><table>'
-        f"<caption>{words}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'{before}<div class="scroll" role="region" aria-label="{words}" tabindex="0">'
+        f"<table>{within}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -4,21 +4,27 @@
 
 # %% auto #0
 __all__ = ['PAGE_LIMIT', 'BINS', 'CELLS', 'POINTS', 'POOL', 'EXACT', 'WIDEST', 'SATURATED', 'Range', 'Polygon', 'PANELS', 'KINDS',
-           'GROUP_COLOURS', 'BAND_COLOURS', 'SYMBOLS', 'GROUPS', 'DENSITY', 'MODEBAR', 'REFERENCE', 'CHOSEN', 'PERCENT',
-           'TRACE_POINTS', 'ORDERS', 'PLACES', 'STEPS', 'Column', 'entry_names', 'vector_columns', 'columns_of',
-           'value_range', 'bin_edges', 'bin_numbers', 'saturation', 'principal_components', 'placed', 'Plane',
-           'cell_numbers', 'make_plane', 'raster', 'box', 'sources_of', 'sample_rows', 'Bins', 'make_bins', 'Log',
-           'Selection', 'Picked', 'whole_episodes', 'brushed_cells', 'pick', 'Colouring', 'bands', 'colouring', 'Cloud',
-           'make_cloud', 'density', 'plane_figure', 'draw_background', 'draw_cloud', 'episodes_figure', 'draw_episodes',
-           'panel_axes', 'panel_title', 'columns_figure', 'Histogram', 'histogram', 'histogram_title', 'draw_columns',
-           'outline', 'BrushFigure', 'ranges_of', 'look_controls', 'return_range', 'describe_picked', 'Seen', 'Caption',
-           'section', 'card', 'side_by_side', 'Look', 'thin', 'Playback', 'about_episode', 'play_back',
-           'episode_figure', 'draw_playback', 'Whole', 'EpisodeViewer']
+           'GROUP_COLOURS', 'BAND_COLOURS', 'SYMBOLS', 'GROUPS', 'DENSITY', 'MODEBAR', 'REFERENCE', 'CHOSEN', 'SHADES',
+           'PERCENT', 'TRACE_POINTS', 'ORDERS', 'PLACES', 'STEPS', 'PARTS', 'LEVELS', 'PREVIEW', 'ATTACKED', 'DOTS',
+           'ELEMENTS', 'PREVIEWED', 'CODE_SCRIPT', 'CODE_STYLE', 'TABS', 'Column', 'entry_names', 'vector_columns',
+           'columns_of', 'value_range', 'bin_edges', 'bin_numbers', 'saturation', 'principal_components', 'placed',
+           'Plane', 'cell_numbers', 'make_plane', 'raster', 'box', 'sources_of', 'sample_rows', 'Bins', 'make_bins',
+           'Log', 'Selection', 'Picked', 'whole_episodes', 'brushed_cells', 'pick', 'Colouring', 'bands', 'colouring',
+           'Cloud', 'make_cloud', 'density', 'plane_figure', 'draw_background', 'draw_cloud', 'episodes_figure',
+           'draw_episodes', 'panel_domains', 'arrange_panels', 'panel_axes', 'panel_title', 'columns_figure',
+           'Histogram', 'histogram', 'histogram_title', 'draw_columns', 'outline', 'BrushFigure', 'ranges_of',
+           'look_controls', 'return_range', 'describe_picked', 'Seen', 'Caption', 'section', 'card', 'side_by_side',
+           'Look', 'thin', 'Playback', 'about_episode', 'play_back', 'episode_figure', 'draw_playback', 'Whole',
+           'EpisodeViewer', 'skeleton', 'Recipe', 'Mixed', 'mix_log', 'mixture_figure', 'draw_mixture',
+           'describe_mixture', 'mix_controls', 'Mixer', 'next_observations', 'preview', 'Damage', 'Spoiled',
+           'column_of', 'spoil', 'damage_figure', 'draw_damage', 'describe_damage', 'damage_controls', 'Corrupter',
+           'recipe_code', 'Code', 'DatasetExplorer', 'add_panels', 'overview_figure', 'explore']
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #10f77ca7
+# %% ../../nbs/app/11_explore_dataset.ipynb #98c83b7c
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import anywidget
@@ -47,8 +53,11 @@ from offrl_wb.app.explorer import (
 from ..core.errors import InputError
 from ..core.figures import COLOURS, alternative_text, new_figure
 from ..core.random import stream
+from ..data.composition import mix_qualities, mix_sources, mixture_report
+from ..data.corruption import corrupt, fit_quadratic_critic
 from ..data.dataset import Dataset, as_numpy
-from ..data.spec import column_names, fields
+from ..data.provenance import Provenance
+from ..data.spec import Spec, column_names, fields
 
 PAGE_LIMIT = 20_000  # points that all figures of one page may hold together
 BINS = 40  # of a histogram
@@ -655,19 +664,48 @@ def draw_episodes(figure: go.Figure, log: Log, touched: np.ndarray) -> None:
         axis = figure.layout.xaxis2 if number else figure.layout.xaxis
         axis.range = [bins.edges[0] - room, bins.edges[-1] + room]
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #3e1de49b
-def panel_axes(columns: int, rows: int, gap: float, title: float) -> dict[str, Any]:
-    """Axes of `rows` by `columns` small panels, from the top left; `title`: room above each."""
-    axes: dict[str, Any] = {}
-    for k in range(rows * columns):
+# %% ../../nbs/app/11_explore_dataset.ipynb #d66ab61b
+def panel_domains(
+    count: int, columns: int, gap: float, title: float, ticks: float
+) -> list[tuple[list[float], list[float]]]:
+    """Domains of `count` small panels in `columns`, row by row from the top left.
+
+    `gap`: left of each panel; `title`: above it; `ticks`: below it, as shares of the figure.
+    """
+    rows = max(1, -(-count // columns))
+    found = []
+    for k in range(count):
         row, column = divmod(k, columns)
-        suffix = "" if k == 0 else str(k + 1)
         left, top = column / columns, 1 - row / rows
-        across = [left + gap * (column > 0), left + 1 / columns - gap * (column < columns - 1) / 2]
-        axes[f"xaxis{suffix}"] = dict(domain=across, anchor=f"y{suffix}", nticks=4, showgrid=False)
-        axes[f"yaxis{suffix}"] = dict(
-            domain=[top - 1 / rows + 0.07, top - title], anchor=f"x{suffix}", nticks=3
-        )
+        across = [
+            left + gap * (column > 0),
+            left + (1 - gap / 2 * (column < columns - 1)) / columns,
+        ]
+        found.append((across, [top - 1 / rows + ticks, top - title]))
+    return found
+
+
+def arrange_panels(figure: go.Figure, count: int, columns: int, room: tuple[float, ...]) -> None:
+    """Give `count` small panels all the space of the figure, and hide the others."""
+    domains = panel_domains(count, columns, *room)
+    for k in range(len(figure.layout.annotations)):
+        suffix = "" if k == 0 else str(k + 1)
+        used = k < count
+        for axis, domain in zip(
+            ("xaxis", "yaxis"), domains[k] if used else ([0, 1], [0, 1]), strict=True
+        ):
+            figure.layout[f"{axis}{suffix}"].update(visible=used, domain=domain)
+        if not used:
+            figure.layout.annotations[k].text = ""
+
+
+def panel_axes(count: int) -> dict[str, Any]:
+    """Axes of `count` small panels, to be arranged by `arrange_panels`."""
+    axes: dict[str, Any] = {}
+    for k in range(count):
+        suffix = "" if k == 0 else str(k + 1)
+        axes[f"xaxis{suffix}"] = dict(anchor=f"y{suffix}", nticks=4, showgrid=False)
+        axes[f"yaxis{suffix}"] = dict(anchor=f"x{suffix}", nticks=3)
     return axes
 
 
@@ -687,29 +725,29 @@ def panel_title(k: int) -> dict[str, Any]:
         align="left",
     )
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #c2cab16f
+# %% ../../nbs/app/11_explore_dataset.ipynb #779eb77f
+SHADES = (("all", "#9AA1AB", "#DFE2E6"), ("selected", CHOSEN, "rgba(0,114,178,0.28)"))
+
+
 def columns_figure() -> go.Figure:
     """Empty small histograms, two traces a panel: everything in grey, the selection in blue."""
     figure = new_figure(
         "Small histograms of columns: the share of all transitions in grey and of the selected "
         "ones in blue; dashed lines mark the bounds of actions, with the share that lies on them",
-        height=400,
+        height=380,
         title=heading("Columns"),
-        margin=dict(l=20, r=16, t=52, b=36),
+        margin=dict(l=20, r=16, t=40, b=24),
         hovermode="x",
         showlegend=False,
         dragmode=False,
         modebar=MODEBAR | {"remove": [*MODEBAR["remove"], "zoom2d", "resetScale2d"]},
         annotations=[panel_title(k) for k in range(PANELS)],
-        **panel_axes(3, 2, 0.03, 0.1),
+        **panel_axes(PANELS),
     )
     for k in range(PANELS):
         axis = "" if k == 0 else str(k + 1)
         figure.layout[f"yaxis{axis}"].update(showticklabels=False, ticks="", rangemode="tozero")
-        for name, colour, fill in (
-            ("all", "#9AA1AB", "#DFE2E6"),
-            ("selected", CHOSEN, "rgba(0,114,178,0.28)"),
-        ):
+        for name, colour, fill in SHADES:
             figure.add_scatter(
                 mode="lines",
                 xaxis=f"x{axis}",
@@ -729,7 +767,7 @@ def columns_figure() -> go.Figure:
         )
     return figure
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #5c6824fb
+# %% ../../nbs/app/11_explore_dataset.ipynb #84b5d679
 @dataclass(frozen=True, eq=False)
 class Histogram:
     """Shares of a column's transitions in its bins: of `everything` and of the `chosen` ones.
@@ -774,14 +812,13 @@ def histogram_title(shown: Histogram) -> str:
 
 def draw_columns(figure: go.Figure, shown: Sequence[Histogram]) -> None:
     """The histograms in the figure of `columns_figure`, up to `PANELS` of them."""
+    arrange_panels(figure, len(shown), 3, (0.03, 0.1, 0.09))
     for k in range(PANELS):
         suffix = "" if k == 0 else str(k + 1)
         x_axis, y_axis = figure.layout[f"xaxis{suffix}"], figure.layout[f"yaxis{suffix}"]
         whole, chosen, bounds = figure.data[3 * k : 3 * k + 3]
-        x_axis.visible = y_axis.visible = k < len(shown)
         if k >= len(shown):
             whole.x, whole.y, chosen.x, chosen.y, bounds.x, bounds.y = ([None] for _ in range(6))
-            figure.layout.annotations[k].text = ""
             continue
         each = shown[k]
         top = 1.08 * max(each.everything.max(), each.chosen.max(), 1e-9)
@@ -1188,7 +1225,7 @@ def play_back(log: Log, number: int, names: Sequence[str]) -> Playback:
         traces.append((name, steps[places], values[places]))
     return Playback(number, traces, about_episode(log, number))
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #717da6db
+# %% ../../nbs/app/11_explore_dataset.ipynb #093e4460
 def episode_figure() -> go.Figure:
     """Empty traces over the steps of an episode: reward, return so far, then columns."""
     figure = new_figure(
@@ -1196,13 +1233,13 @@ def episode_figure() -> go.Figure:
         "far, and the entries of observations and actions that are chosen",
         height=590,
         title=heading("Episode"),
-        margin=dict(l=20, r=16, t=52, b=36),
+        margin=dict(l=20, r=16, t=44, b=24),
         hovermode="x unified",
         showlegend=False,
         dragmode="zoom",
         modebar=MODEBAR,
         annotations=[panel_title(k) for k in range(PANELS + 2)],
-        **panel_axes(2, 4, 0.03, 0.05),
+        **panel_axes(PANELS + 2),
     )
     for k in range(PANELS + 2):
         axis = "" if k == 0 else str(k + 1)
@@ -1219,16 +1256,14 @@ def episode_figure() -> go.Figure:
 
 def draw_playback(figure: go.Figure, playback: Playback) -> None:
     """One episode in the figure of `episode_figure`."""
+    arrange_panels(figure, len(playback.traces), 2, (0.08, 0.05, 0.06))
     for k, trace in enumerate(figure.data):
-        suffix = "" if k == 0 else str(k + 1)
         used = k < len(playback.traces)
         name, trace.x, trace.y = playback.traces[k] if used else ("", [None], [None])
         action = name.startswith("action")
         trace.line.color = COLOURS["imitation"] if action else CHOSEN
         trace.line.shape = "hv" if action else "linear"
         figure.layout.annotations[k].text = f"<b>{name}</b>" if used else ""
-        for axis in ("xaxis", "yaxis"):
-            figure.layout[f"{axis}{suffix}"].visible = used
     steps = playback.traces[0][1]
     figure.layout.xaxis.range = [steps[0] - 0.5, steps[-1] + 0.5]
     figure.layout.title.text = f"Episode {playback.number:,}"
@@ -1347,3 +1382,706 @@ class EpisodeViewer(Explorer):
 
 
 STEPS = {"Previous": -1, "Next": 1}
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #129d6d84
+def skeleton(log: Log) -> Dataset:
+    """The log without observations and actions: `obs` is the row, `original` the episode."""
+    from gymnasium.spaces import Discrete
+
+    frame = log.dataset.transitions.select("episode", "step", "reward", "terminated", "truncated")
+    rows = np.arange(log.size, dtype=np.int64)
+    frame = frame.with_columns(obs=rows, action=np.zeros(log.size, dtype=np.int64))
+    kept = [name for name in ("episode", "source", "part") if name in log.dataset.episodes.columns]
+    episodes = log.dataset.episodes.select(kept).with_columns(original=pl.col("episode"))
+    spec = Spec(Discrete(log.size), Discrete(1), name=log.dataset.spec.name)
+    return Dataset(frame, episodes, spec, log.dataset.provenance)
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #2f9ef297
+PARTS = 6  # sources that have a slider
+LEVELS = ("expert", "medium", "replay")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A mixture: `by` "" (the log as it is), "source" or "quality"; `weights` by part, and so on."""
+
+    by: str
+    weights: tuple[tuple[str, float], ...] = ()
+    of: str = "transitions"
+    size: float | None = None
+    seed: int = 0
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        """The mixture of `dataset`; `InputError` where it cannot be made."""
+        if not self.by:
+            return dataset
+        function = mix_sources if self.by == "source" else mix_qualities
+        whole = sum(weight for _, weight in self.weights)
+        if not whole > 0:
+            raise InputError("every share is 0: move one of the sliders up")
+        shares = {name: weight / whole for name, weight in self.weights}
+        return function(dataset, shares, of=self.of, size=self.size, seed=self.seed)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What a mixture is made of: its `rows` and `episodes` of the log, None where it is the log.
+
+    `size`: transitions; `parts`, `asked` and `realised` `(K,)`: shares; `origin`: the provenance
+    of the mixture.
+    """
+
+    size: int
+    rows: np.ndarray | None
+    episodes: np.ndarray | None
+    parts: list[str]
+    asked: np.ndarray
+    realised: np.ndarray
+    origin: Provenance
+
+
+def mix_log(log: Log, bare: Dataset, recipe: Recipe) -> Mixed:
+    """What the `recipe` makes of the log, worked out on its skeleton `bare`."""
+    if not recipe.by:
+        parts = log.sources[:PARTS] or ["log"]
+        steps = np.bincount(log.source, weights=log.lengths, minlength=len(parts))[: len(parts)]
+        return Mixed(log.size, None, None, parts, steps * np.nan, steps / log.size, bare.provenance)
+    made = recipe.apply(bare)
+    report = mixture_report(made).filter(pl.col("depth") == 0)
+    return Mixed(
+        len(made),
+        as_numpy(made.transitions["obs"]),
+        made.episodes["original"].to_numpy(),
+        report["part"].to_list(),
+        report["asked_share"].to_numpy(),
+        report["realised_share"].to_numpy(),
+        made.provenance,
+    )
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #c51b9c69
+def mixture_figure() -> go.Figure:
+    """Returns and lengths before and after (traces 0 to 3), shares asked and realised (4, 5)."""
+    figure = new_figure(
+        "Histograms of returns and of episode lengths, of the log in grey and of the mixture in "
+        "blue, and bars of the share of each part that was asked for and that came out",
+        height=540,
+        title=heading("Before and after mixing"),
+        margin=dict(l=58, r=16, t=52, b=46),
+        dragmode=False,
+        barmode="group",
+        modebar=MODEBAR | {"remove": [*MODEBAR["remove"], "zoom2d", "resetScale2d"]},
+        xaxis=dict(title_text="return", showgrid=False, domain=[0, 1], anchor="y"),
+        yaxis=dict(title_text="share of episodes", domain=[0.62, 1], nticks=4, rangemode="tozero"),
+        xaxis2=dict(title_text="length", showgrid=False, domain=[0, 0.42], anchor="y2"),
+        yaxis2=dict(title_text="share of episodes", domain=[0.06, 0.42], nticks=4, anchor="x2"),
+        xaxis3=dict(title_text="share", domain=[0.64, 1], anchor="y3", tickformat=".0%", nticks=4),
+        yaxis3=dict(domain=[0.06, 0.42], anchor="x3", showgrid=False, automargin=False),
+        legend=dict(y=-0.1, font_size=12, itemclick=False, itemdoubleclick=False),
+    )
+    figure.layout.xaxis3.rangemode = figure.layout.yaxis2.rangemode = "tozero"
+    for suffix in ("", "2"):
+        for name, colour, fill in SHADES:
+            figure.add_scatter(
+                mode="lines",
+                xaxis=f"x{suffix}",
+                yaxis=f"y{suffix}",
+                name={"all": "log", "selected": "mixture"}[name],
+                showlegend=not suffix,
+                fill="tozeroy",
+                fillcolor=fill,
+                line=dict(color=colour, width=1.4, shape="hv"),
+                hovertemplate="%{x:.4g}: %{y:.2%}",
+            )
+    for name, colour in (("asked", "#E0A458"), ("realised", CHOSEN)):
+        figure.add_bar(
+            orientation="h",
+            xaxis="x3",
+            yaxis="y3",
+            name=name,
+            marker_color=colour,
+            hovertemplate=f"%{{y}}: {name} %{{x:.2%}}<extra></extra>",
+        )
+    return figure
+
+
+def draw_mixture(figure: go.Figure, log: Log, mixed: Mixed) -> None:
+    """The mixture in the figure of `mixture_figure`."""
+    for number, bins in ((0, log.return_bins), (2, log.length_bins)):
+        for trace, episodes in zip(
+            figure.data[number : number + 2], (None, mixed.episodes), strict=True
+        ):
+            shares = bins.tally(episodes)
+            shares = shares / max(shares.sum(), 1)
+            trace.x, trace.y = bins.edges, np.append(shares, shares[-1])
+    asked, realised = figure.data[4:6]
+    names = [name if len(name) < 15 else name[:13] + "…" for name in mixed.parts[::-1]]
+    asked.y, asked.x = names, mixed.asked[::-1]
+    realised.y, realised.x = names, mixed.realised[::-1]
+
+
+def describe_mixture(log: Log, mixed: Mixed) -> str:
+    """In plain words: how large and how good the mixture is, and of what."""
+    if mixed.episodes is None:
+        return (
+            f"The log as it is: {log.size:,} transitions in {len(log.lengths):,} episodes, mean "
+            f"return {log.returns.mean():.4g}. Choose what to mix by, and move the sliders."
+        )
+    parts = zip(mixed.parts, mixed.realised, mixed.asked, strict=True)
+    told = ", ".join(f"{name} {got:.1%} (asked {asked:.1%})" for name, got, asked in parts)
+    return (
+        f"{mixed.size:,} transitions in {len(mixed.episodes):,} episodes, mean return "
+        f"{log.returns[mixed.episodes].mean():.4g} (log: {log.returns.mean():.4g}). Realised: {told}."
+    )
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #416818c2
+def mix_controls(log: Log) -> dict[str, Control]:
+    """What to mix by, a slider for each part (named when that is known), and how much of it."""
+    kinds = {"nothing (the log as it is)": ""}
+    kinds |= {"source": "source"} if len(log.sources) > 1 else {}
+    kinds["quality"] = "quality"
+    sizes = [n for n in (1_000, 10_000, 100_000, 1_000_000, 10_000_000) if n < log.size]
+    count = max(len(LEVELS), min(len(log.sources), PARTS))
+    shares = {f"share_{k}": choices(f"share {k + 1}", range(0, 101, 5), 50) for k in range(count)}
+    of = {"transitions": "transitions", "episodes": "episodes"}
+    return {
+        "by": choices("mix by", kinds, "", "menu"),
+        **shares,
+        "of": choices("shares of", of, "transitions", "menu"),
+        "size": choices(
+            "size", {"as large as can be": None, **{f"{n:,}": n for n in sizes}}, None, "menu"
+        ),
+        "seed": choices("seed", range(1000), 0, "number"),
+    }
+
+
+class Mixer(Explorer):
+    """The third tab: shares of sources or of quality, and the returns before and after."""
+
+    def __init__(self, log: Log, live: bool, changed: Callable[[], None] = lambda: None) -> None:
+        self.log, self.bare, self.changed = log, skeleton(log), changed
+        super().__init__(
+            mixture_figure(),
+            mix_controls(log),
+            lambda **values: mix_log(self.log, self.bare, self.recipe(values)),
+            lambda figure, mixed: draw_mixture(figure, self.log, mixed),
+            lambda values, mixed: describe_mixture(self.log, mixed),
+            live=live,
+        )
+        self._name_sliders()
+
+    def parts(self, by: str) -> list[str]:
+        """The parts that have a slider when mixing `by`."""
+        return {"": [], "source": self.log.sources[:PARTS], "quality": list(LEVELS)}[by]
+
+    def recipe(self, values: Mapping[str, Any]) -> Recipe:
+        """The mixture that the controls describe."""
+        names = self.parts(values["by"])
+        weights = tuple((name, values[f"share_{k}"]) for k, name in enumerate(names))
+        return Recipe(values["by"], weights, values["of"], values["size"], values["seed"])
+
+    def redraw(self) -> None:
+        """Compute and draw the present values; see `Explorer.redraw`."""
+        self._name_sliders()
+        super().redraw()
+        self.changed()
+
+    def _name_sliders(self) -> None:
+        """Label the sliders with the parts, and show only what has a meaning."""
+        if self.panel is None:
+            return
+        names = self.parts(self._values["by"])
+        for key, widget in self.panel.controls.items():
+            place = int(key.removeprefix("share_")) if key.startswith("share_") else -1
+            shown = key == "by" or (bool(names) and place < len(names))
+            widget.layout.display = None if shown else "none"
+            if 0 <= place < len(names):
+                widget.description = names[place]
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #d1cf9ca3
+PREVIEW, ATTACKED = 20_000, 2_000  # transitions that are corrupted for the preview
+DOTS = 1_200  # of them drawn
+ELEMENTS = {
+    "nothing (clean)": "",
+    "observations": "observations",
+    "actions": "actions",
+    "rewards": "rewards",
+    "dynamics (next observations)": "dynamics",
+}
+
+
+def next_observations(dataset: Dataset, rows: np.ndarray) -> np.ndarray:
+    """Next observations `(n, …)` of some `rows`; an unknown final one repeats the row's own."""
+    frame = dataset.transitions
+    if "next_obs" in frame.columns:
+        return as_numpy(frame["next_obs"])[rows]
+    seen = as_numpy(frame["obs"])
+    ahead = seen[np.minimum(rows + 1, len(seen) - 1)]
+    episode = frame["episode"].to_numpy()[rows]
+    last = np.flatnonzero(rows == dataset.ends[episode])
+    final = dataset.episodes["final_obs"].gather(episode[last])
+    known = final.is_not_null().to_numpy()
+    ahead[last] = seen[rows[last]]
+    ahead[last[known]] = as_numpy(final.drop_nulls()) if known.any() else ahead[last[known]]
+    return ahead
+
+
+def preview(dataset: Dataset, rows: np.ndarray, origin: Provenance) -> Dataset:
+    """Some `rows` as a dataset of one-step episodes that claims to be the one of `origin`."""
+    frame = dataset.transitions.select(*PREVIEWED)[rows]
+    numbers = np.arange(len(rows), dtype=np.uint32)
+    frame = frame.with_columns(episode=numbers, step=np.zeros(len(rows), np.int32), truncated=True)
+    final = pl.Series("final_obs", next_observations(dataset, rows))
+    episodes = pl.DataFrame([pl.Series("episode", numbers), final])
+    return Dataset(frame, episodes, dataset.spec, origin)
+
+
+PREVIEWED = ("episode", "step", "obs", "action", "reward", "terminated", "truncated")
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #1b538e74
+@dataclass(frozen=True)
+class Damage:
+    """What to spoil: `element` ("" for nothing), "random" or "adversarial" `mode`, and how much."""
+
+    element: str
+    mode: str = "random"
+    rate: float = 0.3
+    scale: float = 1.0
+    seed: int = 0
+
+    def apply(self, dataset: Dataset, attacker: Any) -> Any:
+        """The `Corruption` of `dataset`; `InputError` where it cannot be made."""
+        return corrupt(dataset, self.element, self.mode, self.rate, self.scale, self.seed, attacker)
+
+
+@dataclass(frozen=True, eq=False)
+class Spoiled:
+    """One column before and after: `clean` and `spoiled` `(n,)`, and which rows (`mask` `(n,)`).
+
+    `report`: what was realised for this column; `origin`: the provenance of the corrupted log.
+    """
+
+    name: str
+    clean: np.ndarray
+    spoiled: np.ndarray
+    mask: np.ndarray
+    report: Mapping[str, Any]
+    origin: Provenance
+
+
+def column_of(dataset: Dataset, element: str, entry: int) -> tuple[str, np.ndarray]:
+    """Name and values `(N,)` of one entry of an element; of the last one if there are fewer."""
+    kind = {"actions": "action", "rewards": "reward"}.get(element, "obs")
+    names = {"dynamics": "next_obs"}.get(element, kind)
+    if element == "dynamics":
+        values = dataset.arrays().next_observations
+    else:
+        values = as_numpy(dataset.transitions[kind])
+    if values.ndim == 1:
+        return names, values
+    entry = min(entry, values.shape[1] - 1)
+    return f"{names}_{entry}", values[:, entry]
+
+
+def spoil(
+    clean: Dataset, damage: Damage, entry: int, attacker: Any, noted: str | None = None
+) -> Spoiled:
+    """One column of a preview before and after; `noted` stands for the attacker in the record."""
+    name, before = column_of(clean, damage.element, entry)
+    if not damage.element:
+        return Spoiled(name, before, before, np.zeros(len(before), bool), {}, clean.provenance)
+    made = damage.apply(clean, attacker)
+    after = column_of(made.dataset, damage.element, entry)[1]
+    report = made.report.row(min(entry, len(made.report) - 1), named=True)
+    origin = made.dataset.provenance
+    if noted is not None:
+        origin = replace(origin, parameters={**origin.parameters, "attacker": noted})
+    return Spoiled(name, before, after, made.mask, report, origin)
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #3e277822
+def damage_figure() -> go.Figure:
+    """Clean against logged values (traces 0: untouched, 1: spoiled), and both histograms (2, 3)."""
+    figure = new_figure(
+        "Scatter plot of one column, its clean value across and the value in the corrupted log up, "
+        "spoiled transitions in orange; beside it the column's histograms before and after",
+        height=430,
+        title=heading("Before and after corruption"),
+        margin=dict(l=58, r=16, t=52, b=50),
+        dragmode=False,
+        hovermode="closest",
+        modebar=MODEBAR | {"remove": [*MODEBAR["remove"], "zoom2d", "resetScale2d"]},
+        xaxis=dict(title_text="clean value", domain=[0, 0.44], showgrid=False, nticks=5),
+        yaxis=dict(title_text="logged value", showgrid=False, nticks=6),
+        xaxis2=dict(title_text="value", domain=[0.6, 1], anchor="y2", showgrid=False, nticks=5),
+        yaxis2=dict(title_text="share", anchor="x2", rangemode="tozero", nticks=5),
+        legend=dict(y=-0.16, font_size=12, itemclick=False, itemdoubleclick=False),
+    )
+    marks = (("untouched", "#9AA1AB", "circle"), ("spoiled", COLOURS["imitation"], "square"))
+    for name, colour, symbol in marks:
+        figure.add_scatter(
+            mode="markers",
+            name=name,
+            marker=dict(color=colour, symbol=symbol, size=4, opacity=0.7),
+            hovertemplate="clean %{x:.4g}, logged %{y:.4g}<extra></extra>",
+        )
+    shades = (SHADES[0], ("selected", COLOURS["imitation"], "rgba(213,94,0,0.22)"))
+    for (_, colour, fill), name in zip(shades, ("before", "after"), strict=True):
+        figure.add_scatter(
+            mode="lines",
+            xaxis="x2",
+            yaxis="y2",
+            name=name,
+            fill="tozeroy",
+            fillcolor=fill,
+            line=dict(color=colour, width=1.4, shape="hv"),
+            hovertemplate="%{x:.4g}: %{y:.2%}",
+        )
+    return figure
+
+
+def draw_damage(figure: go.Figure, spoiled: Spoiled) -> None:
+    """The preview in the figure of `damage_figure`."""
+    shown = np.arange(len(spoiled.mask)) < DOTS
+    for trace, mask in zip(
+        figure.data[:2], (shown & ~spoiled.mask, shown & spoiled.mask), strict=True
+    ):
+        trace.x, trace.y = spoiled.clean[mask], spoiled.spoiled[mask]
+    edges = bin_edges(
+        np.concatenate([spoiled.clean, spoiled.spoiled]), spoiled.clean.dtype.kind in "iu"
+    )
+    for trace, values in zip(figure.data[2:], (spoiled.clean, spoiled.spoiled), strict=True):
+        counts = np.bincount(bin_numbers(values, edges), minlength=len(edges))[: len(edges) - 1]
+        shares = counts / max(counts.sum(), 1)
+        trace.x, trace.y = edges, np.append(shares, shares[-1])
+    figure.layout.title.text = f"Before and after corruption: {spoiled.name}"
+    room = 0.03 * (edges[-1] - edges[0])
+    limits = [edges[0] - room, edges[-1] + room]
+    for axis in (figure.layout.xaxis, figure.layout.yaxis, figure.layout.xaxis2):
+        axis.range = limits
+
+
+def describe_damage(spoiled: Spoiled) -> str:
+    """In plain words: how many transitions are spoiled, and how far this column moved."""
+    if not spoiled.report:
+        return "Nothing is spoiled. Choose an element, and move the sliders."
+    told = spoiled.report
+    moved = told["largest_change"]
+    parts = [
+        f"{told['realised_rate']:.1%} of the sampled transitions have spoiled {told['element']} "
+        f"(asked {told['rate']:.0%}).",
+        f"{spoiled.name}: standard deviation {spoiled.clean.std():.3g} before, "
+        f"{spoiled.spoiled.std():.3g} after"
+        + (f"; moved by up to {moved:.3g} of it." if moved is not None else "."),
+    ]
+    if told["rows_outside"]:
+        parts.append(
+            f"{told['rows_outside'] / len(spoiled.mask):.1%} of the actions left their box."
+        )
+    return " ".join(parts)
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #8a27847a
+def damage_controls(log: Log) -> dict[str, Control]:
+    """Element, mode, rate and scale of the corruption, and the entry that is shown."""
+    frame = log.dataset.transitions
+    width = max(getattr(frame[name].dtype, "size", 1) for name in ("obs", "action"))
+    modes = {"random": "random", "adversarial": "adversarial"}
+    return {
+        "element": choices("spoil", ELEMENTS, "", "menu"),
+        "mode": choices("mode", modes, "random", "menu"),
+        "rate": choices("rate", {f"{p} %": p / 100 for p in range(0, 61, 5)}, 0.3),
+        "scale": choices("scale (in std)", {f"{k / 10:.1f}": k / 10 for k in range(21)}, 1.0),
+        "entry": choices("entry shown", range(min(width, WIDEST)), 0),
+        "seed": choices("seed", range(1000), 0, "number"),
+    }
+
+
+class Corrupter(Explorer):
+    """The fourth tab: corruption of what the mixture left, one column before and after."""
+
+    def __init__(
+        self,
+        log: Log,
+        live: bool,
+        mixed: Callable[[], Mixed],
+        attacker: Any = None,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.log, self.mixed, self.attacker, self.changed = log, mixed, attacker, changed
+        super().__init__(
+            damage_figure(),
+            damage_controls(log),
+            self.preview,
+            draw_damage,
+            lambda values, spoiled: describe_damage(spoiled),
+            live=live,
+        )
+
+    @cached_property
+    def critic(self) -> Any:
+        """The quadratic critic of the whole log."""
+        return fit_quadratic_critic(self.log.dataset)
+
+    def damage(self, values: Mapping[str, Any]) -> Damage:
+        """The corruption that the controls describe."""
+        return Damage(*(values[name] for name in ("element", "mode", "rate", "scale", "seed")))
+
+    def asked(self, damage: Damage) -> Any:
+        """The attacker that the real corruption is called with."""
+        needed = damage.mode == "adversarial" and damage.element not in ("", "rewards")
+        return (self.attacker if self.attacker is not None else "quadratic") if needed else None
+
+    def preview(self, entry: int, **values: Any) -> Spoiled:
+        """One column of a sample of the mixture before and after the corruption."""
+        damage, mixed = self.damage(values), self.mixed()
+        size = ATTACKED if damage.mode == "adversarial" else PREVIEW
+        rows = self.log.sample[:size]
+        if mixed.rows is not None:
+            rows = mixed.rows[
+                stream(0, "preview").integers(len(mixed.rows), size=min(size, mixed.size))
+            ]
+        clean = preview(self.log.dataset, rows, mixed.origin)
+        asked = self.asked(damage)
+        if asked != "quadratic":
+            return spoil(clean, damage, entry, asked)
+        return spoil(clean, damage, entry, self.critic, asked)
+
+    def redraw(self) -> None:
+        """Compute and draw the present values; see `Explorer.redraw`."""
+        super().redraw()
+        self.changed()
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #3dacdb0a
+def recipe_code(origin: Provenance, explored: Provenance) -> str:
+    """Python that makes the dataset of `origin` out of files, or of the variable `explored`."""
+    text = origin.as_python()
+    if "given_" not in text:
+        return text
+    text = origin.as_python({explored.hash: "explored"})
+    return f"# explored: the dataset that explore() was called with\n{text}"
+
+
+CODE_SCRIPT = """
+function render({ model, el }) {
+  const bar = document.createElement("div");
+  const button = document.createElement("button");
+  button.className = "jupyter-button"; button.textContent = "Copy the code";
+  const said = document.createElement("span");
+  said.setAttribute("role", "status");
+  const code = document.createElement("pre");
+  code.tabIndex = 0;
+  code.setAttribute("role", "region");
+  code.setAttribute("aria-label", "Python that makes this dataset");
+  bar.append(button, said); el.append(bar, code);
+  el.classList.add("offrl-code");
+  const show = () => { code.textContent = model.get("text"); said.textContent = ""; };
+  const selected = () => {
+    const range = document.createRange();
+    range.selectNodeContents(code);
+    const choice = window.getSelection();
+    choice.removeAllRanges(); choice.addRange(range);
+    return document.execCommand("copy");
+  };
+  button.addEventListener("click", async () => {
+    let copied = true;
+    try { await navigator.clipboard.writeText(model.get("text")); }
+    catch { copied = selected(); }
+    said.textContent = copied ? "Copied." : "Select the text and copy it.";
+  });
+  model.on("change:text", show);
+  show();
+}
+export default { render };
+"""
+CODE_STYLE = """
+.offrl-code .jupyter-button { margin: 4px 0; padding: 0 10px; }
+.offrl-code span { margin-left: 10px; color: var(--jp-ui-font-color1, #1f1f1f); }
+.offrl-code pre {
+  color: var(--jp-content-font-color1, #1f1f1f); background: var(--jp-layout-color2, #f5f5f5);
+  border: 1px solid var(--jp-border-color2, #c8c8c8); border-radius: 6px; padding: 10px 12px;
+  font-family: var(--jp-code-font-family, monospace); font-size: var(--jp-code-font-size, 13px);
+  line-height: 1.5; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 420px;
+  overflow: auto;
+}
+.offrl-code pre:focus-visible, .offrl-code button:focus-visible {
+  outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 2px;
+}
+.offrl-dataset { max-width: 1140px; }
+"""
+
+
+class Code(anywidget.AnyWidget):
+    """Python to copy, in the colours of the page's theme."""
+
+    _esm = CODE_SCRIPT
+    _css = CODE_STYLE
+    text = traitlets.Unicode("").tag(sync=True)
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #dbe840f1
+TABS = ("Look", "Episodes", "Mix", "Corrupt", "Code")
+
+
+class DatasetExplorer:
+    """What `explore` returns: `look`, `viewer`, `mixer`, `corrupter`, and the code of the result.
+
+    `build()` makes the dataset that the sliders describe.
+    """
+
+    def __init__(self, dataset: Dataset, attacker: Any, live: bool, seed: int) -> None:
+        self.dataset, self.attacker = dataset, attacker
+        self.log = Log(dataset, seed)
+        self._stale: set[str] = set()
+        self._ready = False
+        self.tabs: ipywidgets.Tab | None = None
+        self.viewer = EpisodeViewer(self.log, live)
+        self.look = Look(self.log, live, self._open, lambda: self._changed("Episodes"))
+        self.mixer = Mixer(self.log, live, lambda: self._changed("Corrupt", "Code"))
+        self.corrupter = Corrupter(
+            self.log, live, lambda: self.mixer.result, attacker, lambda: self._changed("Code")
+        )
+        self._ready = True
+        if live:
+            self.code_view = Code()
+            parts = [
+                self.look.box,
+                *(e.panel.box for e in self.changing),
+                section([self.code_view]),
+            ]
+            self.tabs = ipywidgets.Tab(parts, titles=TABS).add_class("offrl-dataset")
+            self.tabs.observe(lambda change: self._refresh(TABS[change["new"]]), "selected_index")
+
+    @property
+    def changing(self) -> tuple[Explorer, ...]:
+        """The explorers of the three middle tabs."""
+        return self.viewer, self.mixer, self.corrupter
+
+    @property
+    def figures(self) -> list[go.Figure]:
+        """Every figure of the page."""
+        look = self.look
+        return [look.states, look.episodes, look.columns, *(e.figure for e in self.changing)]
+
+    @property
+    def code(self) -> str:
+        """Python that makes the dataset that the sliders describe."""
+        self._refresh("Corrupt")
+        return recipe_code(self.corrupter.result.origin, self.dataset.provenance)
+
+    def build(self) -> Dataset:
+        """The whole dataset that the sliders describe, mixed and corrupted.
+
+        Raises `InputError` where that is not possible.
+        """
+        made = self.mixer.recipe(self.mixer.values).apply(self.dataset)
+        damage = self.corrupter.damage(self.corrupter.values)
+        if not damage.element:
+            return made
+        return damage.apply(made, self.corrupter.asked(damage)).dataset
+
+    # What changes with what: only the tab that is seen is redrawn, the others when they are opened
+
+    def _changed(self, *tabs: str) -> None:
+        self._stale.update(tabs)
+        if not self._ready:
+            return
+        if self.tabs is None:
+            self._refresh("Episodes")
+            self._refresh("Corrupt")
+        else:
+            self._refresh(TABS[self.tabs.selected_index or 0])
+
+    def _refresh(self, tab: str) -> None:
+        """Redraw a tab if something that it shows has changed."""
+        if tab == "Code" and "Corrupt" in self._stale:
+            self._refresh("Corrupt")
+        if tab not in self._stale:
+            return
+        self._stale.discard(tab)
+        if tab == "Episodes" and self.look.seen is not None:
+            self.viewer.choose(self.look.seen.picked.touched)
+        elif tab == "Corrupt":
+            self.corrupter.redraw()
+        elif tab == "Code" and self.tabs is not None:
+            self.code_view.text = self.code
+
+    def _open(self, episode: int) -> None:
+        self.viewer.set(number=episode)
+        if self.tabs is not None:
+            self.tabs.selected_index = TABS.index("Episodes")
+
+    def _repr_mimebundle_(self, **formats: Any) -> dict[str, Any]:
+        if self.tabs is None:
+            return static_bundle(overview_figure(self.look), self.look.readout)
+        bundle = self.tabs._repr_mimebundle_(**formats)
+        return {**bundle, "text/plain": f"{self.dataset!r}\n{self.look.readout}"}
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #201e6fa2
+def add_panels(whole: go.Figure, part: go.Figure, place: tuple[float, float, float, float]) -> None:
+    """Put the panels of `part` into the rectangle `place` (left, bottom, width, height) of `whole`."""
+    before = len([name for name in whole.layout.to_plotly_json() if name.startswith("xaxis")])
+    names = [name for name in part.layout.to_plotly_json() if name[1:5] == "axis"]
+
+    def renamed(axis: str) -> str:
+        number = before + int(axis[1:] or 1)
+        return f"{axis[0]}{number if number > 1 else ''}"
+
+    for name in names:
+        short = name[0] + name[5:]
+        axis = part.layout[name].to_plotly_json()
+        first, size = (place[0], place[2]) if name[0] == "x" else (place[1], place[3])
+        axis["domain"] = [first + size * d for d in axis.get("domain", [0, 1])]
+        axis["anchor"] = renamed(axis.get("anchor", ("y" if name[0] == "x" else "x") + name[5:]))
+        axis.pop("matches", None)
+        new = renamed(short)
+        whole.layout[f"{new[0]}axis{new[1:]}"] = axis
+    for trace in part.data:
+        copied = trace.to_plotly_json()
+        copied |= {f"{a}axis": renamed(copied.get(f"{a}axis", a)) for a in "xy"}
+        whole.add_trace(copied)
+    for note in part.layout.annotations:
+        if note.text:
+            drawn = note.to_plotly_json()
+            for ref in ("xref", "yref"):
+                axis = drawn[ref].removesuffix(" domain")
+                drawn[ref] = f"{renamed(axis)} domain"
+            whole.add_annotation(drawn)
+
+
+def overview_figure(look: Look) -> go.Figure:
+    """The first tab as one still figure."""
+    whole = new_figure(
+        "The log in one picture: a sample of its states in two dimensions, histograms of returns "
+        "and lengths of its episodes, and small histograms of its columns",
+        height=760,
+        barmode="overlay",
+        bargap=0.06,
+        showlegend=True,
+        legend=dict(y=-0.05, font_size=12),
+        margin=dict(l=64, r=20, t=30, b=60),
+    )
+    add_panels(whole, look.states, (0.0, 0.5, 0.52, 0.5))
+    add_panels(whole, look.episodes, (0.64, 0.5, 0.36, 0.5))
+    add_panels(whole, look.columns, (0.0, 0.0, 1.0, 0.4))
+    for trace in whole.data:
+        if trace.type == "bar":
+            trace.showlegend = False
+    return whole
+
+# %% ../../nbs/app/11_explore_dataset.ipynb #63d6c189
+def explore(
+    dataset: Dataset | str | Path,
+    attacker: Any = None,
+    live: bool | None = None,
+    seed: int = 0,
+) -> DatasetExplorer:
+    """Look at a dataset, step through its episodes, mix and corrupt it, and copy the code.
+
+    `dataset`: a `Dataset`, or a path that `offrl_wb.data.files.read` understands. `attacker`: for
+    adversarial corruption, as in `offrl_wb.data.corruption.corrupt`; the quadratic critic if it is
+    None. `live=None` asks the environment whether there is a front end. `seed` draws the sample of
+    points. Raises `InputError` if the file cannot be read.
+    """
+    if not isinstance(dataset, Dataset):
+        from offrl_wb.data.files import read
+
+        dataset = read(dataset)
+    wanted = front_end_expected() if live is None else live
+    return DatasetExplorer(dataset, attacker, wanted, seed)

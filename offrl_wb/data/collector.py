@@ -6,14 +6,15 @@
 __all__ = ['Chooser', 'KNOWN_DISTRIBUTIONS', 'RowGenerator', 'Drawn', 'Seen', 'draw_from', 'choose_by', 'is_discrete',
            'UniformDiscrete', 'UniformBox', 'uniform_policy', 'gaussian_density', 'squashed', 'is_stable_baselines',
            'choose_by_model', 'tabular_environment', 'open_environments', 'Ledger', 'Rollout', 'episode_seed',
-           'checked_actions', 'clipped_actions', 'advance', 'roll', 'Logged', 'logged', 'probability_columns',
-           'collect', 'choose_actions', 'release', 'described', 'assembled']
+           'checked_actions', 'clipped_actions', 'info_values', 'advance', 'roll', 'Logged', 'logged', 'info_columns',
+           'probability_columns', 'collect', 'choose_actions', 'release', 'described', 'assembled']
 
-# %% ../../nbs/data/09_collector.ipynb #425f67c3
+# %% ../../nbs/data/09_collector.ipynb #c4df90e7
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,12 +31,12 @@ from .spec import ScoreReference, Spec, flatten, space_to_json, unflatten
 from .spec import width
 from ..worlds.tabular import TabularMDP
 
-# %% ../../nbs/data/09_collector.ipynb #dc9891aa
+# %% ../../nbs/data/09_collector.ipynb #8c56112d
 class RowGenerator(np.random.Generator):
     """Random numbers `(B, …)` whose row `i` comes from the generator `rows[i]`.
 
-    That holds for `random`, `standard_normal`, `uniform`, `normal` and `integers` with a `size` that
-    begins with B; any other draw comes from `shared`, and depends on what runs side by side.
+    That holds for `random`, `standard_normal`, `uniform`, `normal` and `integers` with a `size`
+    that begins with B; any other draw comes from `shared`: it depends on what runs side by side.
     """
 
     def __init__(self, rows: Sequence[np.random.Generator], shared: np.random.Generator) -> None:
@@ -465,7 +466,7 @@ class Ledger:
         asked = self.transitions if self.episodes is None else self.episodes
         return self.reached() == asked
 
-# %% ../../nbs/data/09_collector.ipynb #a1f21d9e
+# %% ../../nbs/data/09_collector.ipynb #28adf947
 @dataclass
 class Rollout:
     """Environments in mid-run, and the rows that were logged."""
@@ -481,6 +482,7 @@ class Rollout:
     rows: list[dict[str, np.ndarray]] = field(default_factory=list)
     finals: dict[int, np.ndarray] = field(default_factory=dict)
     streams: list[np.random.Generator] = field(default_factory=list)
+    infos: Sequence[str] = ()  # what to log of what the environment says at each step
     steps: int = 0
 
     def flat(self, native: Any) -> np.ndarray:
@@ -579,13 +581,35 @@ def checked_actions(space: Any, actions: np.ndarray, count: int) -> np.ndarray:
         raise InputError(f"the policy's actions have {flat.shape[1]} numbers, and {space} {wide}")
     return flat
 
-# %% ../../nbs/data/09_collector.ipynb #f90300ab
+# %% ../../nbs/data/09_collector.ipynb #aa3facbb
 def clipped_actions(space: Any, actions: np.ndarray, clip: bool) -> np.ndarray:
     """Actions `(B,)` or `(B, d)` as the environment gets them: a box's in its type and bounds."""
     if type(space).__name__ != "Box":
         return actions
     low, high = space.low.reshape(-1), space.high.reshape(-1)
     return (np.clip(actions, low, high) if clip else actions).astype(space.dtype)
+
+
+def info_values(rollout: Rollout, infos: Mapping[str, Any], ended: np.ndarray) -> dict[str, Any]:
+    """What the environments say under the names asked for, `(B,)` doubles; NaN for nothing.
+
+    Raises `InputError` for what is not one number or truth value for each environment.
+    """
+
+    def column(found: Mapping[str, Any], name: str) -> np.ndarray:
+        nothing = np.full(len(ended), np.nan)
+        if name not in found:
+            return nothing
+        try:
+            return np.where(found.get(f"_{name}", True), np.asarray(found[name], float), nothing)
+        except (TypeError, ValueError):
+            raise InputError(f"the info {name!r} is not one number a step") from None
+
+    values = {name: column(infos, name) for name in rollout.infos}
+    if rollout.mode == "SameStep" and "final_info" in infos:
+        last = infos["final_info"]
+        values = {n: np.where(ended, column(last, n), found) for n, found in values.items()}
+    return {f"info.{name}": found for name, found in values.items()}
 
 
 def advance(rollout: Rollout, choose: Chooser, clip: bool, shared: np.random.Generator) -> None:
@@ -603,8 +627,9 @@ def advance(rollout: Rollout, choose: Chooser, clip: bool, shared: np.random.Gen
     row |= {"terminated": np.asarray(over), "truncated": np.asarray(cut)}
     if drawn.probabilities is not None:
         row |= {"probability": np.asarray(drawn.probabilities), "drawn": actions}
-    rollout.rows.append({name: values[live] for name, values in row.items()})
     ended = (row["terminated"] | row["truncated"]) & ~rollout.resetting
+    row |= info_values(rollout, infos, ended)
+    rollout.rows.append({name: values[live] for name, values in row.items()})
     ledger.step(owners[live], ended[live])
     rollout.steps += len(flat)
     rollout.after(native, infos, ended)
@@ -626,7 +651,7 @@ def roll(
     for place in np.flatnonzero(rollout.owners >= 0):
         rollout.finals.setdefault(int(rollout.owners[place]), rollout.flat(rollout.native)[place])
 
-# %% ../../nbs/data/09_collector.ipynb #e5c89e7a
+# %% ../../nbs/data/09_collector.ipynb #60cae5f8
 class Logged(NamedTuple):
     """The rows of a rollout in order, each episode's after one another, and final observations."""
 
@@ -654,6 +679,15 @@ def logged(rollout: Rollout) -> Logged:
     return Logged(kept, finals, bool(cut))
 
 
+def info_columns(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """What the environment said, null where it said nothing; `InputError` if it never did."""
+    found = {name: pl.Series(name, rows[name]) for name in rows if name.startswith("info.")}
+    silent = [name for name, values in found.items() if values.is_nan().all()]
+    if silent:
+        raise InputError(f"the environment never reported {silent[0].removeprefix('info.')!r}")
+    return {name: values.fill_nan(None) for name, values in found.items()}
+
+
 def probability_columns(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """`behaviour_prob`, with `drawn_action` and `drawn_prob` if any action was clipped."""
     if "probability" not in rows:
@@ -665,7 +699,7 @@ def probability_columns(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
     masked = pl.Series("behaviour_prob", np.where(changed, np.nan, density)).fill_nan(None)
     return {"behaviour_prob": masked, "drawn_action": drawn, "drawn_prob": density}
 
-# %% ../../nbs/data/09_collector.ipynb #a4b7ab17
+# %% ../../nbs/data/09_collector.ipynb #55f8edfc
 def collect(
     policy: Any,
     environment: Any,
@@ -682,7 +716,8 @@ def collect(
     discount: float | None = None,
     score: ScoreReference | None = None,
     source: str | None = None,
-    images: str | Any = None,
+    infos: Sequence[str] = (),
+    images: str | Path | None = None,
 ) -> Dataset:
     """A log of `transitions` or of whole `episodes` of `policy` in `environment`.
 
@@ -690,7 +725,8 @@ def collect(
     `deterministic` asks for its mode. `environment`: a Gymnasium id (with `options` for
     `gymnasium.make`), a function that makes one, an environment, a `VectorEnv`, or a `TabularMDP`;
     `longest`: steps after which an episode is truncated. `environments` run side by side.
-    `probability`: `(observations, actions) -> (B,)` for a policy that cannot tell. `images`: the
+    `probability`: `(observations, actions) -> (B,)` for a policy that cannot tell. `infos`: names
+    of numbers that the environment reports at each step, logged as `info.name`. `images`: the
     `.npy` file that image observations go to.
 
     `behaviour_prob` is the probability of the logged action, a density if it is continuous. Actions
@@ -703,7 +739,8 @@ def collect(
     """
     given = {k: v for k, v in locals().items() if k not in ("policy", "environment", "seed")}
     ledger = _asked(transitions, episodes, environments)
-    vector = open_environments(environment, environments, options or {}, longest)
+    count = min(environments, episodes or environments)
+    vector = open_environments(environment, count, options or {}, longest)
     try:
         space, action_space = vector.single_observation_space, vector.single_action_space
         for one in (space, action_space):
@@ -711,7 +748,7 @@ def collect(
         if is_image(space) and images is None:
             raise InputError("observations are images: pass images=, the .npy file they go to")
         choose = choose_actions(policy, action_space, deterministic, probability)
-        rollout = Rollout(vector, ledger, seed, space)
+        rollout = Rollout(vector, ledger, seed, space, infos=infos)
         roll(rollout, choose, clip, stream(seed, "policy", "shared"), "collecting")
         about = described(environment, vector)
     finally:
@@ -727,7 +764,7 @@ def collect(
     about |= {"cut": found.cut, "environment_steps": rollout.steps}
     return replace(made, origin=replace(made.origin, outcome=recorded(about)))
 
-# %% ../../nbs/data/09_collector.ipynb #6841ee0d
+# %% ../../nbs/data/09_collector.ipynb #e4c4bfb6
 def _asked(transitions: int | None, episodes: int | None, environments: int) -> Ledger:
     """What was asked for; `InputError` unless it is one positive number, of one kind."""
     if (transitions is None) == (episodes is None):
@@ -805,7 +842,7 @@ def assembled(
         episode=rows["episode"],
         final_observations=finals,
         spec=spec,
-        columns=probability_columns(rows),
+        columns=probability_columns(rows) | info_columns(rows),
         episode_columns=seeds if rollout.mode == "Disabled" else {},
         source=source,
         operation="offrl_wb.data.collector.collect",

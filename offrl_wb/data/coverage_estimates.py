@@ -6,14 +6,17 @@
 __all__ = ['MOST_LEVELS', 'FEWEST_GROUPS', 'MOST_LOG_ODDS', 'MOST_SQUARED', 'CLASSIFIERS', 'RATIO_NUMBERS', 'episode_groups',
            'Sample', 'draw_samples', 'require_scikit_learn', 'boosted_trees', 'squares_and_products', 'Scores',
            'held_out_scores', 'run_in_threads', 'stacked', 'reliability', 'group_bootstrap', 'RatioEstimate',
-           'ratio_numbers', 'estimate_density_ratio']
+           'ratio_numbers', 'counted_concentrability', 'estimate_density_ratio', 'NeighbourIndex', 'nearest_elsewhere',
+           'neighbour_index', 'percentile_among', 'how_far_out', 'rollout_profile', 'DistanceEstimate',
+           'estimate_distance', 'effective_sample_size', 'log_importance_weights', 'importance_sample_size',
+           'CoverageEstimate', 'estimate_coverage']
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #04cb9d65
+# %% ../../nbs/data/14_coverage_estimates.ipynb #4a6d1a4b
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -142,7 +145,7 @@ CLASSIFIERS: dict[str, Callable[[int], Any]] = {
     "quadratic": squares_and_products,
 }
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #a7a12bfc
+# %% ../../nbs/data/14_coverage_estimates.ipynb #6e7508c6
 class Scores(NamedTuple):
     """Log odds `values` `(R, n, k)` of k classifiers, of each row by those trained without it.
 
@@ -184,14 +187,14 @@ def held_out_scores(
         generator = stream(seed, "halves", repeat)
         halves[repeat] = np.concatenate([_halve(each, generator) for each in groups])
 
-    def fit(task: tuple[int, bool, int]) -> None:
-        repeat, half, number = task
+    def fit(task: tuple[int, bool, int, Any]) -> None:
+        repeat, half, number, model = task
         judged = halves[repeat] == half
-        model = CLASSIFIERS[classifiers[number]](features.shape[1])
         model.fit(features[~judged], label[~judged])
         values[repeat, judged, number] = model.decision_function(features[judged])
 
-    run_in_threads(fit, list(product(range(repeats), (False, True), range(len(classifiers)))))
+    tasks = product(range(repeats), (False, True), range(len(classifiers)))
+    run_in_threads(fit, [(*t, CLASSIFIERS[classifiers[t[2]]](features.shape[1])) for t in tasks])
     return Scores(np.clip(values, -MOST_LOG_ODDS, MOST_LOG_ODDS), halves)
 
 
@@ -269,7 +272,7 @@ def group_bootstrap(
     numbers = np.arange(len(parts), dtype=float)
     return bootstrap_interval(numbers, of, resamples, level, generator)
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #865da7d6
+# %% ../../nbs/data/14_coverage_estimates.ipynb #702058b6
 @dataclass(frozen=True, eq=False)
 class RatioEstimate:
     """An estimated density ratio target / log, with intervals; see `estimate_density_ratio`.
@@ -278,7 +281,8 @@ class RatioEstimate:
     `target_rows` of the target. `quantile`, `largest`, `clipped_concentrability`,
     `effective_share`: intervals. `mean_ratio`: over the log, 1 if all is well. `separation`: the
     probability that a target's row has the larger ratio than a log's; 0.5: alike, 1: disjoint.
-    `clipped_share` of the target's rows. `reliability`: see the function. `notes`: what to mind.
+    `clipped_share` of the target's rows. `counted`: what counts alone support, a lower confidence
+    bound of C*. `reliability`: see the function. `notes`: what to mind.
     """
 
     data_ratio: np.ndarray
@@ -289,6 +293,7 @@ class RatioEstimate:
     largest: Interval
     clipped_concentrability: Interval
     effective_share: Interval
+    counted: float
     mean_ratio: float
     separation: float
     clipped_share: float
@@ -304,6 +309,7 @@ class RatioEstimate:
             "largest density ratio met (estimated C*)": self.largest,
             "clipped concentrability": self.clipped_concentrability,
             "effective share of the log's rows": self.effective_share,
+            "C* is at least (counted)": Interval(*np.array([self.counted, self.counted, np.inf])),
         }
         rows = [(name, *map(float, interval)) for name, interval in named.items()]
         return pl.DataFrame(rows, schema=["quantity", "estimate", "low", "high"], orient="row")
@@ -328,6 +334,25 @@ def _half_estimates(scores: Scores, label: np.ndarray, quantile: float, clip: fl
             own = stacked(values, label, judged, judged & (label == 1))
             found.append(ratio_numbers(own, quantile, clip))
     return np.array(found)
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #d9f8af78
+def counted_concentrability(log_ratio: np.ndarray, label: np.ndarray, level: float) -> float:
+    """A lower confidence bound of `max d / mu` from counts in regions of large `log_ratio` `(n,)`.
+
+    Exact binomial intervals (Clopper and Pearson), Bonferroni's correction over five regions, with
+    rows taken as independent. `label` `(n,)` is 1 for the target's rows, held out of `log_ratio`.
+    """
+    from scipy.stats import beta
+
+    ours, theirs = log_ratio[label == 1], log_ratio[label == 0]
+    tail, bounds = (1 - level) / 2 / 5, [1.0]
+    for share in (0.5, 0.75, 0.9, 0.95, 0.99):
+        threshold = np.quantile(ours, share)
+        in_target, in_log = int((ours >= threshold).sum()), int((theirs >= threshold).sum())
+        least = beta.ppf(tail, in_target, len(ours) - in_target + 1)
+        most = beta.ppf(1 - tail, in_log + 1, len(theirs) - in_log) if in_log < len(theirs) else 1
+        bounds.append(float(least / most))
+    return max(bounds)
 
 # %% ../../nbs/data/14_coverage_estimates.ipynb #7fc73d28
 def _ratio_notes(
@@ -390,7 +415,24 @@ def estimate_density_ratio(
     halves = _half_estimates(scores, label, quantile, clip)
     return _ratio_estimate(log_ratio, label, together, halves, samples, settings)
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #e82d56c2
+# %% ../../nbs/data/14_coverage_estimates.ipynb #4402f089
+def _as_far_as_known(
+    intervals: Sequence[Interval], clip: float, clipped_share: float, counted: float
+) -> list[Interval]:
+    """Intervals of `RATIO_NUMBERS` that claim no more than counts support and the clip allows."""
+    quantile, largest, clipped_mean, share = intervals
+
+    def ratio(interval: Interval, clipped: bool) -> Interval:
+        unknown = np.array(np.inf)
+        low = np.minimum(interval.low, counted)
+        return Interval(interval.estimate, low, unknown if clipped else interval.high)
+
+    beyond = clipped_share > 0
+    known = Interval(share.estimate, share.low * (not beyond), np.minimum(share.high, 1.0))
+    quantile = ratio(quantile, bool(quantile.estimate >= clip * (1 - 1e-9)))
+    return [quantile, ratio(largest, beyond), clipped_mean, known]
+
+
 def _ratio_estimate(
     log_ratio: np.ndarray,
     label: np.ndarray,
@@ -411,7 +453,9 @@ def _ratio_estimate(
     centre = ratio_numbers(log_ratio[ours], settings["quantile"], clip)
     reach = t.ppf((1 + level) / 2, len(halves) - 1) * halves.std(axis=0, ddof=1)
     ends = zip(centre, centre - reach, centre + reach, strict=True)
-    quantile, largest, clipped_mean, share = (Interval(*np.exp(np.array(end))) for end in ends)
+    intervals = [Interval(*np.exp(np.array(end))) for end in ends]
+    counted = counted_concentrability(log_ratio, label, level)
+    quantile, largest, clipped_mean, share = _as_far_as_known(intervals, clip, clipped, counted)
     mean = float(ratio[~ours].mean())
     return RatioEstimate(
         data_ratio=ratio[~ours],
@@ -422,6 +466,7 @@ def _ratio_estimate(
         largest=largest,
         clipped_concentrability=clipped_mean,
         effective_share=share,
+        counted=counted,
         mean_ratio=mean,
         separation=float(separation),
         clipped_share=clipped,
@@ -429,3 +474,315 @@ def _ratio_estimate(
         notes=_ratio_notes(float(separation), clipped, mean, (few, many)),
         settings=settings,
     )
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #0963bbce
+@dataclass(frozen=True, eq=False)
+class NeighbourIndex:
+    """A log made ready for `how_far_out`; see `neighbour_index`.
+
+    `trees`: for "state" and "pair"; `actions` `(n, m)`, scaled; `groups` `(n,)`; `own`: the log's
+    own sorted distances for "state", "pair", "action"; `scales`: the divisors of each dimension.
+    """
+
+    trees: dict[str, Any]
+    actions: np.ndarray
+    groups: np.ndarray
+    own: dict[str, np.ndarray]
+    scales: tuple[np.ndarray, np.ndarray]
+    levels: tuple[list[int] | None, list[int] | None]
+    neighbours: int
+    settings: dict[str, Any]
+
+
+def _scale(values: np.ndarray) -> np.ndarray:
+    """Standard deviation of each column `(d,)`; 1 where a column does not vary."""
+    spread = values.std(axis=0)
+    return np.where(spread > 0, spread, 1.0)
+
+
+def nearest_elsewhere(
+    tree: Any, groups: np.ndarray, points: np.ndarray, own: np.ndarray | None, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and rows `(n, count)` of the nearest neighbours of `points` in other groups.
+
+    `own` `(n,)` is each point's group; None: the points are no part of the data. Searches twice as
+    far until enough are found. Raises `InputError` where the data hold too few others.
+    """
+    if own is None:
+        found = tree.query(points, k=np.arange(1, count + 1), workers=-1)
+        return found[0], found[1]
+    distances, rows = np.empty((len(points), count)), np.empty((len(points), count), dtype=int)
+    open_points, reach = np.arange(len(points)), 2 * count
+    while len(open_points):
+        reach = min(2 * reach, tree.n)
+        near, which = tree.query(points[open_points], k=reach, workers=-1)
+        other = groups[which] != own[open_points, None]
+        enough = other.sum(axis=1) >= count
+        if reach == tree.n and not enough.all():
+            raise InputError(f"fewer than {count} rows lie in other episodes: pass a larger log")
+        order = np.argsort(~other[enough], axis=1, kind="stable")[:, :count]
+        settled = open_points[enough]
+        distances[settled] = np.take_along_axis(near[enough], order, axis=1)
+        rows[settled] = np.take_along_axis(which[enough], order, axis=1)
+        open_points = open_points[~enough]
+    return distances, rows
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #ec7695a5
+def _distances(
+    index: NeighbourIndex, states: np.ndarray, actions: np.ndarray, own: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """Distances `(n,)` of scaled states and actions: "state", "pair", and "action" given state."""
+    near, rows = nearest_elsewhere(
+        index.trees["state"], index.groups, states, own, index.neighbours
+    )
+    pair = nearest_elsewhere(
+        index.trees["pair"], index.groups, np.hstack([states, actions]), own, 1
+    )[0][:, 0]
+    apart = np.linalg.norm(index.actions[rows] - actions[:, None], axis=-1)
+    if index.levels[1]:
+        unlike = (apart > 1e-9).mean(axis=1)
+    else:
+        quarter = (index.neighbours - 1) // 4
+        unlike = np.partition(apart, quarter, axis=1)[:, quarter]
+    return {"state": near[:, 0], "pair": pair, "action": unlike}
+
+
+def neighbour_index(
+    dataset: Dataset, *, rows: int = 20_000, own: int = 2_000, neighbours: int = 32, seed: int = 0
+) -> NeighbourIndex:
+    """Make a log ready for `how_far_out` and `rollout_profile`.
+
+    At most `rows` random rows are kept; the log's own distances, to other episodes, are taken at
+    `own` of them. `neighbours`: how many nearby states an action is compared with.
+    """
+    from scipy.spatial import cKDTree
+
+    if rows < 2 or own < 1 or neighbours < 1:
+        raise InputError("rows start at 2, own and neighbours at 1")
+    levels = _levels([dataset], "obs"), _levels([dataset], "action")
+    sample = draw_samples([dataset], rows, seed)[0]
+    scales = _scale(sample.states), _scale(sample.actions)
+    states, actions = sample.states / scales[0], sample.actions / scales[1]
+    parts = {"state": states, "pair": np.hstack([states, actions])}
+    trees = {name: cKDTree(part, balanced_tree=False) for name, part in parts.items()}
+    settings = dict(rows=len(states), total=len(dataset), own=min(own, len(states)), seed=seed)
+    picked = stream(seed, "own distances").permutation(len(states))[:own]
+    index = NeighbourIndex(trees, actions, sample.groups, {}, scales, levels, neighbours, settings)
+    found = _distances(index, states[picked], actions[picked], sample.groups[picked])
+    return replace(index, own={name: np.sort(values) for name, values in found.items()})
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #7d1854ea
+def percentile_among(own: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The share `(n,)` of the sorted `own` `(k,)` below each of `values`, equal ones half."""
+    below, upto = (np.searchsorted(own, values, side=side) for side in ("left", "right"))
+    return (below + upto) / (2 * len(own))
+
+
+def how_far_out(index: NeighbourIndex, observations: Any, actions: Any) -> pl.DataFrame:
+    """How far `observations` `(n, …)` and `actions` `(n, …)` lie from the log.
+
+    Columns `state_distance`, `state_percentile`, and the same for `action` (given nearby states:
+    within which a quarter of theirs lie, or the share that differ) and `pair`. Percentiles are
+    among the log's own distances to other episodes. Raises `InputError` for shapes that the log
+    does not have.
+    """
+    parts = []
+    for number, (name, given) in enumerate((("obs", observations), ("action", actions))):
+        levels, scale, values = index.levels[number], index.scales[number], np.asarray(given)
+        width = len(levels) if levels else len(scale)
+        if values.size != len(values) * width or (levels and values.dtype.kind not in "iu"):
+            raise InputError(f"{name} have shape {values.shape}: the log's have {width} numbers")
+        parts.append(_encode(values, levels, name) / scale)
+    if len(parts[0]) != len(parts[1]):
+        raise InputError(f"{len(parts[0])} observations and {len(parts[1])} actions")
+    found, columns = _distances(index, parts[0], parts[1], None), {}
+    for name in ("state", "action", "pair"):
+        columns[f"{name}_distance"] = found[name]
+        columns[f"{name}_percentile"] = percentile_among(index.own[name], found[name])
+    return pl.DataFrame(columns)
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #b8bc2a81
+def rollout_profile(index: NeighbourIndex, rollouts: Dataset, most: int = 20_000) -> pl.DataFrame:
+    """`how_far_out` for each transition of whole episodes, first ones first, at most `most` rows.
+
+    Columns `episode`, `step`, then those of `how_far_out`. An episode longer than `most` is cut.
+    """
+    keep = slice(0, min(most, len(rollouts)))
+    frame = rollouts.transitions[keep]
+    judged = how_far_out(index, as_numpy(frame["obs"]), as_numpy(frame["action"]))
+    return pl.concat([frame.select("episode", "step"), judged], how="horizontal")
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #25b6707b
+@dataclass(frozen=True, eq=False)
+class DistanceEstimate:
+    """How far a target lies from a log by nearest neighbours; see `estimate_distance`.
+
+    `average`, `beyond_95`, `beyond_99` map "state", "action", "pair" to intervals: the mean
+    percentile (0.5: like the log itself) and the share of rows beyond the log's own 95th and 99th.
+    """
+
+    average: dict[str, Interval]
+    beyond_95: dict[str, Interval]
+    beyond_99: dict[str, Interval]
+    settings: dict[str, Any]
+
+    def table(self) -> pl.DataFrame:
+        """Columns `quantity`, `estimate`, `low`, `high`."""
+        words = {"state": "states", "action": "actions in nearby states", "pair": "pairs"}
+        rows = []
+        for name, what in words.items():
+            rows.append((f"mean percentile of {what}", *map(float, self.average[name])))
+            for share, found in (("95", self.beyond_95), ("99", self.beyond_99)):
+                title = f"share of {what} beyond the log's own {share} %"
+                rows.append((title, *map(float, found[name])))
+        return pl.DataFrame(rows, schema=["quantity", "estimate", "low", "high"], orient="row")
+
+
+def estimate_distance(
+    dataset: Dataset | NeighbourIndex,
+    target: Dataset,
+    *,
+    most: int = 2_000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> DistanceEstimate:
+    """How far out of a log the rows of `target` lie: `most` random rows of it are looked at.
+
+    Intervals: bootstrap over the target's episodes; the log is held fixed.
+    """
+    index = dataset if isinstance(dataset, NeighbourIndex) else neighbour_index(dataset, seed=seed)
+    rows = np.arange(len(target))
+    if len(rows) > most:
+        rows = np.sort(stream(seed, "distance rows").choice(len(rows), most, replace=False))
+    states, actions = (as_numpy(target.transitions[name])[rows] for name in ("obs", "action"))
+    judged, groups = how_far_out(index, states, actions), episode_groups(target)[rows]
+    found: list[dict[str, Interval]] = []
+    for limit in (None, 0.95, 0.99):
+        intervals = {}
+        for name in ("state", "action", "pair"):
+            values = judged[f"{name}_percentile"].to_numpy()
+            values = values if limit is None else (values > limit).astype(float)
+            draws = stream(seed, "distance", name)
+            intervals[name] = group_bootstrap(values, groups, np.mean, level, draws)
+        found.append(intervals)
+    settings = index.settings | dict(target_rows=len(rows), target_total=len(target), level=level)
+    return DistanceEstimate(found[0], found[1], found[2], settings)
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #5f479b96
+def effective_sample_size(weights: np.ndarray, axis: int = -1) -> np.ndarray:
+    """`(sum w)^2 / sum w^2` along `axis`: n for equal weights, 1 for a single one; 0 for none."""
+    weights = np.asarray(weights, dtype=float)
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise InputError("weights must be finite and not negative")
+    largest = weights.max(axis=axis, keepdims=True, initial=0)
+    scaled = np.divide(weights, largest, out=np.zeros_like(weights), where=largest > 0)
+    squares = (scaled**2).sum(axis=axis)
+    total = scaled.sum(axis=axis) ** 2
+    return np.divide(total, squares, out=np.zeros_like(total), where=squares > 0)
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #f19c57ad
+def log_importance_weights(dataset: Dataset, policy: Any) -> np.ndarray:
+    """`log pi(a | s) - log behaviour_prob` `(N,)` of each transition; -inf where pi is zero.
+
+    `policy` has `probabilities` (actions are whole numbers) or `log_prob`. Raises `InputError`
+    without a column `behaviour_prob`, or where it is not positive.
+    """
+    if "behaviour_prob" not in dataset.transitions.columns:
+        raise InputError(
+            "importance weights need the column behaviour_prob: collect with a policy that gives"
+            " probabilities, or use estimate_density_ratio"
+        )
+    logged = dataset.transitions["behaviour_prob"].cast(pl.Float64).to_numpy()
+    bad = ~(np.isfinite(logged) & (logged > 0))
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(f"behaviour_prob is {logged[row]} at row {row}: it must be positive")
+    states, actions = (as_numpy(dataset.transitions[name]) for name in ("obs", "action"))
+    if isinstance(policy, DiscretePolicy):
+        table = np.asarray(policy.probabilities(states), dtype=float)
+        first = int(getattr(dataset.spec.action_space, "start", 0))
+        chosen = np.take_along_axis(table, (actions - first)[:, None], axis=1)[:, 0]
+        with np.errstate(divide="ignore"):
+            return np.log(chosen) - np.log(logged)
+    if isinstance(policy, StochasticPolicy):
+        return np.asarray(policy.log_prob(states, actions), dtype=float) - np.log(logged)
+    raise InputError(f"a {type(policy).__name__} has neither probabilities nor log_prob")
+
+
+def importance_sample_size(
+    dataset: Dataset, policy: Any, level: float = 0.95, seed: int = 0
+) -> pl.DataFrame:
+    """Effective share of the episodes when weighting the first t steps, for each t.
+
+    Columns `steps`, `episodes` (that last so long), `share`, `low`, `high` (bootstrap over
+    episodes), `effective` (`share * episodes`). The first row's is that of single decisions.
+    """
+    logs = log_importance_weights(dataset, policy)
+    place = np.arange(len(logs)) - np.repeat(dataset.starts, dataset.lengths)
+    table = np.full((dataset.episode_count, int(dataset.lengths.max())), np.nan)
+    table[np.repeat(np.arange(len(table)), dataset.lengths), place] = logs
+    product_so_far, rows = np.cumsum(table, axis=1), []
+    for step, column in enumerate(product_so_far.T):
+        lasting = column[~np.isnan(column)]
+        top = lasting.max()
+        weights = np.exp(lasting - top) if np.isfinite(top) else np.zeros(len(lasting))
+
+        def share(sample: np.ndarray) -> np.ndarray:
+            return effective_sample_size(sample) / len(sample)
+
+        found = bootstrap_interval(weights, share, 200, level, stream(seed, "weights", step))
+        size = len(lasting)
+        rows.append((step + 1, size, *map(float, found), float(found.estimate) * size))
+    names = ["steps", "episodes", "share", "low", "high", "effective"]
+    return pl.DataFrame(rows, schema=names, orient="row")
+
+# %% ../../nbs/data/14_coverage_estimates.ipynb #2cf5fe46
+@dataclass(frozen=True, eq=False)
+class CoverageEstimate:
+    """Estimated coverage of a target by a log: `ratio`, `distance`, and `notes` on both."""
+
+    ratio: RatioEstimate
+    distance: DistanceEstimate
+    notes: tuple[str, ...]
+
+    def table(self) -> pl.DataFrame:
+        """All numbers: columns `quantity`, `estimate`, `low`, `high`."""
+        return pl.concat([self.ratio.table(), self.distance.table()])
+
+    def text(self) -> str:
+        """The table and the notes for people, marked as estimates."""
+        rows = self.ratio.settings["rows"]
+        total, level = self.ratio.settings["total"], self.ratio.settings["level"]
+        lines = [
+            f"Estimated coverage ({level:.0%} intervals over episodes; {rows[0]:,} of"
+            f" {total[0]:,} rows of the log, {rows[1]:,} of {total[1]:,} of the target,"
+            f" seed {self.ratio.settings['seed']})"
+        ]
+        for what, estimate, low, high in self.table().iter_rows():
+            lines.append(f"  {what:60s} {estimate:9.3g}  [{low:.3g}, {high:.3g}]")
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def estimate_coverage(
+    dataset: Dataset, target: Dataset, *, rows: int = 10_000, repeats: int = 4, seed: int = 0
+) -> CoverageEstimate:
+    """How well `dataset` covers `target` (a policy's rollouts, or a second log), estimated.
+
+    Density ratio of pairs by calibrated classifiers, and nearest neighbours; of larger datasets a
+    random subsample of `rows` is used, as the text and the notes say. Seconds at 100 000 rows.
+    """
+    ratio = estimate_density_ratio(dataset, target, rows=rows, repeats=repeats, seed=seed)
+    index = neighbour_index(dataset, rows=2 * rows, seed=seed)
+    distance = estimate_distance(index, target, seed=seed)
+    notes = list(ratio.notes)
+    for name, each, used in zip(
+        ("log", "target"), (dataset, target), ratio.settings["rows"], strict=True
+    ):
+        if used < len(each):
+            notes.append(f"of the {name}, {used:,} of {len(each):,} rows were used (seed {seed})")
+        if each.episode_count < FEWEST_GROUPS:
+            notes.append(
+                f"the {name} has {each.episode_count} episodes: they were cut into blocks, which"
+                " resemble each other, so intervals are too narrow"
+            )
+    return CoverageEstimate(ratio, distance, tuple(notes))

@@ -246,7 +246,7 @@ def tensors_from_hdf5(folder: Path, corl: str | None, d4rl: str | None) -> None:
     import h5py
     import torch
 
-    from offrl_wb.data.array_files import read_d4rl
+    from offrl_wb.data.files import read_d4rl
 
     made = columns(1_000_000)
     path = folder / "log.hdf5"
