@@ -1,19 +1,30 @@
 """The command line: one line and an exit code for whatever goes wrong."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
+from gymnasium.spaces import Box
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from offrl_wb import __version__
 from offrl_wb.app import cli
 from offrl_wb.app.cli import copy_notebooks, parse_pairs, run
+from offrl_wb.app.describe import describe_text, open_log, write_log
 from offrl_wb.app.notebooks import find_notebooks
 from offrl_wb.core.errors import InputError
+from offrl_wb.data.dataset import Dataset
+from offrl_wb.data.spec import Spec
+from tests.shared_data import neorl2_file
 from tests.tiny import cell, prose, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +69,17 @@ def test_list_of_one_room(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--help"], ["report", "--help"], ["lab", "-h"], ["list", "-h"]]
+    "words",
+    [
+        [],
+        ["--help"],
+        ["report", "--help"],
+        ["lab", "-h"],
+        ["list", "-h"],
+        ["data", "check", "-h"],
+        ["data", "describe", "-h"],
+        ["data", "convert", "-h"],
+    ],
 )
 def test_help_has_examples(words: list[str], capsys: Capture) -> None:
     assert run(words) == 0
@@ -211,3 +232,206 @@ def test_a_terminated_report_tidies_up(tmp_path: Path) -> None:
     done.send_signal(signal.SIGTERM)
     assert done.wait(timeout=30) == 130
     assert not (tmp_path / "out").exists()
+
+
+# Logged data
+
+
+def small_log(**changed: object) -> Dataset:
+    """Forty transitions of vectors in four episodes."""
+    rows = np.arange(40)
+    seen = np.stack([np.sin(rows), np.cos(rows * 1.7)], axis=1).astype(np.float32)
+    given: dict = {
+        "observations": seen,
+        "actions": np.tanh(np.sin(rows * 3.1))[:, None].astype(np.float32),
+        "rewards": np.cos(rows * 0.9).astype(np.float32),
+        "terminated": rows == 17,
+        "truncated": np.isin(rows, (9, 29, 39)),
+        "final_observations": seen[[9, 17, 29, 39]],
+        "spec": Spec(Box(-np.inf, np.inf, (2,)), Box(-1, 1, (1,)), name="small"),
+    }
+    return Dataset.from_arrays(**(given | changed))
+
+
+def shown_after(words: list[str], code: int, capsys: Capture) -> Any:
+    assert run(["data", *words]) == code
+    return capsys.readouterr()
+
+
+def test_check_is_silent_about_nothing_and_exits_with_0(tmp_path: Path, capsys: Capture) -> None:
+    small_log().save(tmp_path / "log")
+    shown = shown_after(["check", "log"], 0, capsys)
+    assert shown.out.startswith("log: 40 transitions in 4 episodes: ")
+    assert "error" not in shown.out
+    assert shown.err == ""
+
+
+def test_check_of_a_broken_log_tells_where_and_exits_with_3(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    rewards = np.zeros(40, np.float32)
+    rewards[12] = np.nan
+    small_log(rewards=rewards).save(tmp_path / "log")
+    shown = shown_after(["check", "log"], 3, capsys)
+    assert re.search(r"^error +non_finite: 1, first in episode 1, step 2$", shown.out, re.MULTILINE)
+    assert "breaks: " in shown.out
+    assert shown.err == ""
+    assert max(map(len, shown.out.splitlines())) <= 100
+
+
+def test_strict_counts_warnings_as_errors(tmp_path: Path, capsys: Capture) -> None:
+    constant = np.ones((40, 2), np.float32)
+    small_log(observations=constant, final_observations=constant[:4]).save(tmp_path / "log")
+    assert "warning" in shown_after(["check", "log"], 0, capsys).out
+    assert "warning" in shown_after(["check", "log", "--strict"], 3, capsys).out
+
+
+def test_describe_prints_text_and_writes_a_page(tmp_path: Path, capsys: Capture) -> None:
+    dataset = small_log()
+    dataset.save(tmp_path / "log")
+    shown = shown_after(["describe", "log"], 0, capsys)
+    assert shown.out == describe_text(Dataset.load(tmp_path / "log"))
+    assert shown.out.startswith("small: 40 transitions in 4 episodes\n")
+    again = shown_after(["describe", "log", "--html", "pages/log.html"], 0, capsys)
+    assert (again.out, again.err) == (shown.out, "wrote pages/log.html\n")
+    assert (tmp_path / "pages" / "log.html").read_text().endswith("</html>\n")
+
+
+COLUMNS = ["-c", "obs=x*", "-c", "action=push", "-c", "reward=gain", "-c", "episode=trip"]
+
+
+def test_a_table_is_told_which_column_is_what(tmp_path: Path, capsys: Capture) -> None:
+    frame = small_log().transitions
+    columns = {
+        "x1": frame["obs"].arr.get(0),
+        "x2": frame["obs"].arr.get(1),
+        "trip": frame["episode"],
+    }
+    columns |= {"push": frame["action"].arr.get(0), "gain": frame["reward"]}
+    pl.DataFrame(columns).write_csv(tmp_path / "plant.csv")
+    assert "no column looks like" in shown_after(["describe", "plant.csv"], 2, capsys).err
+    shown = shown_after(["describe", "plant.csv", *COLUMNS], 0, capsys)
+    assert "36 transitions in 4 episodes" in shown.out, "each episode gave its last row"
+    told = "obs: x*\naction: push\nreward: gain\nepisode: run\n"
+    (tmp_path / "plant.yaml").write_text(told)
+    both = ["describe", "plant.csv", "--mapping", "plant.yaml", "-c", "episode=trip"]
+    assert shown_after(both, 0, capsys).out.splitlines()[0] == shown.out.splitlines()[0]
+    shown_after(["check", "plant.csv", "--format", "csv", *COLUMNS], 0, capsys)
+
+
+@pytest.mark.parametrize(
+    ("out", "options"),
+    [
+        ("copy", []),
+        ("log.parquet", []),
+        ("log.csv", ["--to", "csv"]),
+        ("log.ndjson", []),
+        ("log.hdf5", []),
+        ("new/log.npz", ["--to", "neorl2"]),
+        ("log.npz", ["--to", "episodes"]),
+    ],
+)
+def test_convert_keeps_the_transitions(
+    out: str, options: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    dataset = small_log()
+    dataset.save(tmp_path / "log")
+    shown = shown_after(["convert", "log", out, *options], 0, capsys)
+    assert shown.out == f"{out}\n"
+    before, after = dataset.arrays(), open_log(str(tmp_path / out)).arrays()
+    for name in ("observations", "actions", "rewards", "next_observations", "terminated"):
+        assert np.array_equal(getattr(before, name), getattr(after, name)), name
+    assert "is there already" in shown_after(["convert", "log", out, *options], 2, capsys).err
+    shown_after(["convert", "log", out, *options, "--force"], 0, capsys)
+
+
+def test_convert_to_minari_and_back_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    dataset = small_log()
+    dataset.save(tmp_path / "log")
+    shown_after(["convert", "log", "plant/small-v0", "--to", "minari"], 0, capsys)
+    shown = shown_after(["describe", "plant/small-v0"], 0, capsys)
+    assert "40 transitions in 4 episodes" in shown.out
+    assert np.array_equal(open_log("plant/small-v0").arrays().rewards, dataset.arrays().rewards)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["check"], "Missing argument"),
+        (["check", "gone.npz"], "gone.npz"),
+        (["check", "gone/log-v0"], "gone/log-v0"),
+        (["check", "empty.npz"], "empty.npz"),
+        (["check", "text.hdf5"], "text.hdf5"),
+        (["check", "pickle.npz"], "pickle.npz"),
+        (["check", "nothing"], "a folder with nothing"),
+        (["check", "log", "--format", "matlab"], "there is no format 'matlab'"),
+        (["check", "log", "-c", "obs"], "is no pair"),
+        (["check", "log", "-c", "obs=x"], "mapping"),
+        (["check", "log", "--mapping", "gone.yaml"], "gone.yaml"),
+        (["describe", "log", "--html", "page.png"], "a page is called something.html"),
+        (["describe", "log", "--html", "folder.html"], "is a folder"),
+        (["describe", "log", "--html", "text.hdf5/log.html"], "cannot write"),
+        (["convert", "log", "log.xyz"], "does not tell the format"),
+        (["convert", "log", "x", "--to", "matlab"], "choose --to native"),
+        (["convert", "log", "x.npz", "--to", "csv"], "call it x.csv"),
+        (["convert", "log", "log"], "is there already"),
+        (["convert", "log", "text.hdf5/x.parquet"], "cannot write"),
+    ],
+)
+def test_bad_data_is_one_line_and_exit_code_2(
+    words: list[str], told: str, tmp_path: Path, capsys: Capture
+) -> None:
+    small_log().save(tmp_path / "log")
+    (tmp_path / "empty.npz").write_bytes(b"")
+    (tmp_path / "text.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\xff" * 40)
+    np.savez(tmp_path / "pickle.npz", observations=np.array([{"a": 1}], dtype=object))
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "folder.html").mkdir()
+    before = sorted(p.name for p in tmp_path.iterdir())
+    shown = shown_after(words, 2, capsys)
+    assert shown.err.startswith("offrl-wb: ")
+    assert shown.err.count("\n") == 1
+    assert told in shown.err
+    assert shown.out == ""
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**31),
+    name=st.sampled_from(["log.parquet", "log.npz", "log.hdf5", "log.csv"]),
+)
+def test_damaged_files_never_end_in_a_traceback(
+    seed: int, name: str, tmp_path: Path, capsys: Capture
+) -> None:
+    place = tmp_path / f"{seed}-{name}"
+    write_log(small_log(), str(place), "episodes" if name == "log.npz" else "auto", replace=True)
+    raw, generator = bytearray(place.read_bytes()), np.random.default_rng(seed)
+    for _ in range(int(generator.integers(1, 20))):
+        raw[int(generator.integers(len(raw)))] = int(generator.integers(256))
+    place.write_bytes(bytes(raw[: int(generator.integers(1, len(raw) + 1))]))
+    code = run(["data", "check", str(place)])
+    shown = capsys.readouterr()
+    assert code in (0, 2, 3), shown.err
+    assert shown.err.count("\n") == (1 if code == 2 else 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "score"),
+    [
+        ("DMSD-train.npz", "56.64"),
+        ("DMSD-val.npz", "55.03"),
+        ("Simglucose-train.npz", "73.87"),
+        ("SafetyHalfCheetah-train.npz", "73.56"),
+    ],
+)
+def test_published_files_check_and_describe_with_their_scores(
+    name: str, score: str, capsys: Capture
+) -> None:
+    file = str(neorl2_file(name))
+    assert "errors" not in shown_after(["check", file], 0, capsys).out
+    assert f"score        mean {score}, where" in shown_after(["describe", file], 0, capsys).out

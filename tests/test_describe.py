@@ -1,4 +1,4 @@
-"""A description says what a log holds, in few words, fast, and on a page that needs nothing else."""
+"""A description says what a log holds: in few words, fast, on a page that needs nothing else."""
 
 import json
 import re
@@ -32,6 +32,7 @@ from offrl_wb.app.describe import (
     text_table,
     value_table,
 )
+from offrl_wb.core.errors import InputError
 from offrl_wb.data.dataset import Dataset
 from offrl_wb.data.spec import ImageFile, ScoreReference, Spec
 
@@ -47,7 +48,11 @@ def log(
     rows = np.arange(transitions)
     seen = generator.normal(size=(transitions, wide)).astype(np.float32)
     spec = Spec(
-        Box(-np.inf, np.inf, (wide,)), Box(-1, 1, (2,)), 0.9, ScoreReference(-1.0, 1.0, "ours"), name="walk"
+        Box(-np.inf, np.inf, (wide,)),
+        Box(-1, 1, (2,)),
+        0.9,
+        ScoreReference(-1.0, 1.0, "ours"),
+        name="walk",
     )
     given: dict = {
         "observations": seen,
@@ -72,7 +77,7 @@ def grid_log(count: int = 120) -> Dataset:
 
 
 def points(page: str) -> int:
-    """How many points the figures of a page hold: the longest list of each trace, matrices whole."""
+    """How many points a page's figures hold: the longest list of each trace, matrices whole."""
 
     def length(value: object) -> int:
         if isinstance(value, dict) and "bdata" in value:
@@ -135,7 +140,10 @@ def test_sizes_have_units() -> None:
     [
         (Box(-1, 1, (1,)), "1 number in [-1, 1]"),
         (Box(0, 255, (4, 5, 3), np.uint8), "4 × 5 × 3 numbers in [0, 255]"),
-        (Box(np.array([-1, -2]), np.array([1, 2]), dtype=float), "2 numbers, bounds differ by dimension"),
+        (
+            Box(np.array([-1, -2]), np.array([1, 2]), dtype=float),
+            "2 numbers, bounds differ by dimension",
+        ),
         (Box(-np.inf, np.inf, (2,)), "2 numbers, unbounded"),
         (Discrete(3, start=1), "one of 3 integers, 1 to 3"),
         (MultiDiscrete([2] * 9), "9 integers with 2, 2, 2, 2, 2, 2 and 3 more values"),
@@ -271,7 +279,9 @@ def test_text_of_a_log_of_integers_counts_them() -> None:
 
 def test_many_values_and_dimensions_are_cut_short_in_text() -> None:
     rows = np.arange(90)
-    many = Dataset.from_arrays(rows, rows, rows * 1.0, rows == 89, next_observations=np.append(rows[1:], 0))
+    many = Dataset.from_arrays(
+        rows, rows, rows * 1.0, rows == 89, next_observations=np.append(rows[1:], 0)
+    )
     assert "… and 70 more" in describe_text(many)
     assert "… and 20 more" in describe_text(log(wide=60))
 
@@ -282,7 +292,9 @@ def test_missing_numbers_are_counted_and_do_not_spoil_the_rest() -> None:
     rewards[3] = np.nan
     seen = dataset.arrays().observations.copy()
     seen[5, 1] = np.inf
-    text = describe_text(log(rewards=rewards, observations=seen, next_observations=np.roll(seen, -1, 0)))
+    text = describe_text(
+        log(rewards=rewards, observations=seen, next_observations=np.roll(seen, -1, 0))
+    )
     assert "not finite" in text
     assert "checks: " in text
     assert "error" in text
@@ -306,7 +318,11 @@ def test_named_parts_and_vectors_of_integers_have_dimensions() -> None:
 
 def test_images_are_named_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "frames.npy", np.zeros((11, 4, 5, 3), np.uint8))
-    spec = Spec(Box(0, 255, (4, 5, 3), np.uint8), Discrete(2), images=ImageFile(str(tmp_path / "frames.npy")))
+    spec = Spec(
+        Box(0, 255, (4, 5, 3), np.uint8),
+        Discrete(2),
+        images=ImageFile(str(tmp_path / "frames.npy")),
+    )
     rows = np.arange(10)
     dataset = Dataset.from_arrays(
         rows, rows % 2, rows * 1.0, rows == 9, next_observations=rows + 1, spec=spec
@@ -322,7 +338,64 @@ def test_tables_keep_their_width(rows: list[list[str]]) -> None:
     assert max(map(len, lines)) <= WIDTH
 
 
+def test_columns_that_travel_along_are_told_by_their_type() -> None:
+    more = {"label": ["a", "b"] * 200, "ok": [True] * 400, "place": [[1.0, 2.0]] * 400}
+    text = describe_text(log(columns=more))
+    assert re.search(r"label +String; 0 missing; 2 distinct: a, b", text)
+    assert re.search(r"ok +Boolean; 0 missing; true in 100 %", text)
+    assert re.search(r"place +List", text)
+
+
+# From a file, and back
+
+
+def test_what_a_reader_did_not_expect_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError()
+
+    monkeypatch.setattr("offrl_wb.data.files.read", fail)
+    with pytest.raises(InputError, match="log cannot be read: OSError"):
+        describe.open_log("log")
+
+
+def test_a_log_is_not_written_over_another(tmp_path: Path) -> None:
+    place = str(tmp_path / "log.parquet")
+    assert describe.write_log(log(), place) == Path(place)
+    with pytest.raises(InputError, match="is there already"):
+        describe.write_log(log(), place)
+    assert describe.write_log(log(seed=1), place, replace=True) == Path(place)
+    again = describe.open_log(place)
+    assert np.array_equal(again.arrays().rewards, log(seed=1).arrays().rewards)
+
+
+def test_a_page_that_cannot_be_finished_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "log.html"
+    place.write_text("old")
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(describe.os, "replace", fail)
+    with pytest.raises(OSError, match="no space"):
+        describe.write_page("new", place)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
 # The page
+
+
+def test_a_figure_in_a_notebook_has_a_menu_of_its_own() -> None:
+    dataset = log()
+    figure = describe.with_menu(describe.states_figure(dataset, summarise(dataset)))
+    assert figure is not None
+    labels = [button.label for button in figure.layout.updatemenus[0].buttons]
+    assert labels == ["return", "reward", "source"]
+    for button in figure.layout.updatemenus[0].buttons:
+        shown = [t.meta for t, seen in zip(figure.data, button.args[1], strict=True) if seen]
+        assert set(shown) == {button.label}
+    assert describe.with_menu(describe.states_figure(grid_log(), summarise(grid_log()))) is None
 
 
 def test_the_page_has_a_figure_for_each_question_and_no_network() -> None:
@@ -359,9 +432,9 @@ def test_the_page_escapes_what_came_from_outside() -> None:
 
 def test_menus_name_the_traces_that_they_show() -> None:
     page = describe_html(log())
-    (states,) = re.findall(r'<select data-figure="states">(.*?)</select>', page)
+    (states,) = re.findall(r'<select [^>]*data-figure="states">(.*?)</select>', page)
     assert re.findall(r"<option>(.*?)</option>", states) == ["return", "reward", "source"]
-    (chosen,) = re.findall(r'<select data-figure="episodes">(.*?)</select>', page)
+    (chosen,) = re.findall(r'<select [^>]*data-figure="episodes">(.*?)</select>', page)
     assert re.findall(r"<option>(.*?)</option>", chosen)[0] == "worst"
 
 

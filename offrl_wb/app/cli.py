@@ -181,7 +181,7 @@ ColumnOption = Annotated[
     typer.Option("-c", "--column", metavar="KEY=COLUMN", help="The same for one; may be repeated."),
 ]
 
-# %% ../../nbs/app/09_cli.ipynb #a5800d16
+# %% ../../nbs/app/09_cli.ipynb #c1fd5448
 BROKEN = 3
 
 
@@ -198,7 +198,7 @@ def data_check(
     Examples:
 
         offrl-wb data check log.npz
-        offrl-wb data check plant.csv -c "obs=s_*" -c "action=a_*" -c reward=r -c episode=run
+        offrl-wb data check plant.csv -c "obs=s_*" -c action=a -c reward=r
         offrl-wb data check plant.parquet --mapping plant.yaml --strict && echo good
 
     Exit codes: 0 no errors were found, though there may be warnings; 3 errors were found, or
@@ -216,7 +216,7 @@ def data_check(
     if {"error", "warning" if strict else "error"} & set(found["severity"]):
         raise typer.Exit(BROKEN)
 
-# %% ../../nbs/app/09_cli.ipynb #2e38515f
+# %% ../../nbs/app/09_cli.ipynb #82662631
 @data_app.command("describe")
 def data_describe(
     file: FileArgument,
@@ -249,12 +249,13 @@ def data_describe(
     place = page_place(page) if page else None
     dataset = open_log(file, format, mapping, column or ())
     summary = summarise(dataset)
-    typer.echo(summary_text(summary), nl=False)
     if place:
         write_page(page_of(dataset, summary), place)
+    typer.echo(summary_text(summary), nl=False)
+    if place:
         typer.echo(f"wrote {place}", err=True)
 
-# %% ../../nbs/app/09_cli.ipynb #d397f3d7
+# %% ../../nbs/app/09_cli.ipynb #2161c6fc
 @data_app.command("convert")
 def data_convert(
     file: FileArgument,
@@ -269,8 +270,9 @@ def data_convert(
 ) -> None:
     """Write a log in another format.
 
-    Formats: native (a folder), parquet, csv, ndjson, d4rl (.hdf5), neorl2 and episodes (.npz),
-    minari. Without --to the ending of OUT decides, and a name without one is a native folder.
+    Formats: native (a folder), parquet, csv, ndjson, d4rl (.hdf5 or .npz), neorl2 and ogbench
+    (.npz), episodes (.npz or a folder), minari. Without --to the ending of OUT decides; a name
+    without one is a native folder, which loads fastest.
 
     Examples:
 
@@ -342,7 +344,7 @@ def lab(
             command.append("--allow-root")  # in a container one often is; Jupyter would refuse
         raise typer.Exit(subprocess.run(command, cwd=folder, env=environment).returncode)
 
-# %% ../../nbs/app/09_cli.ipynb #371d0d5d
+# %% ../../nbs/app/09_cli.ipynb #163309ba
 def _stop(number: int, frame: object) -> None:
     """A polite kill ends a run like Ctrl-C does, so that it tidies up."""
     raise KeyboardInterrupt
@@ -361,8 +363,9 @@ def told(problem: Exception) -> tuple[str, int]:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code, after one line on standard error if not 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    asks = [] if words not in ([], ["data"]) else ["--help"]
     try:
-        result = app(args=words or ["--help"], prog_name="offrl-wb", standalone_mode=False)
+        result = app(args=words + asks, prog_name="offrl-wb", standalone_mode=False)
         if result != 130:  # what Typer makes of an interruption, without a word
             return result if isinstance(result, int) else 0
         line, code = "interrupted", 130

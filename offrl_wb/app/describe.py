@@ -458,11 +458,10 @@ def severities(checks: pl.DataFrame) -> str:
     ]
     return ", ".join(told) or "nothing found"
 
-# %% ../../nbs/app/10_describe.ipynb #da001189
+# %% ../../nbs/app/10_describe.ipynb #236c7f62
 def summary_text(summary: Summary) -> str:
     """A summary as plain text of at most 100 columns."""
-    lengths = summary.endings["episodes"].sum()
-    head = f"{number(len(summary.rewards))} transitions in {number(lengths)} episodes"
+    head = f"{number(len(summary.rewards))} transitions in {number(len(summary.returns))} episodes"
     blocks = [wrapped(f"{summary.title}: {head}")]
     blocks.append([line for k, v in summary.facts.items() for line in wrapped(v, f"{k:<12} ")])
     blocks.append(text_table(["", *SPREAD], spread_rows(summary.spread)))
@@ -473,12 +472,12 @@ def summary_text(summary: Summary) -> str:
     blocks.append(_side_text("observations", summary.observations))
     blocks.append(_side_text("actions", summary.actions))
     if summary.columns.height:
-        rows = [
+        lines = [
             line
             for name, kind, missing, told in summary.columns.rows()
             for line in wrapped(f"{kind}; {missing} missing; {told}", f"  {name:<16} ", " " * 19)
         ]
-        blocks.append(["further columns", *rows])
+        blocks.append(["further columns", *lines])
     blocks.append(["checks: " + severities(summary.checks)])
     if summary.checks.height:
         blocks[-1] += check_text(summary.checks, WIDTH).splitlines()[:-1]
@@ -879,7 +878,7 @@ def states_figure(dataset: Dataset, summary: Summary) -> go.Figure | None:
         return None
     return projection_figure(dataset, projected, summary.returns)
 
-# %% ../../nbs/app/10_describe.ipynb #30119b40
+# %% ../../nbs/app/10_describe.ipynb #b20ab176
 PAGE_STYLE = """
 .lead { font-size: 1.05rem; margin: .2rem 0 .8rem; }
 .scroll { overflow-x: auto; }
@@ -898,8 +897,8 @@ ul.findings b { font-family: system-ui, sans-serif; font-size: .78rem; text-tran
 ul.findings li.error b { color: var(--bad); }
 ul.findings li.warning b { color: var(--mark); }
 ul.findings .breaks { color: var(--soft); display: block; font-size: .92em; }
-label.menu { font: .88rem system-ui, sans-serif; display: block; margin: .8rem 0 -.6rem; }
-label.menu select, button { font: inherit; color: var(--ink); background: var(--panel); border: 1px
+p.menu { font: .88rem system-ui, sans-serif; margin: .8rem 0 -.6rem; }
+p.menu select, button { font: inherit; color: var(--ink); background: var(--panel); border: 1px
   solid var(--line); border-radius: 6px; padding: .25rem .5rem; min-height: 2.2rem; }
 button { font: .85rem system-ui, sans-serif; cursor: pointer; margin: .4rem 0; }
 details.more > summary { cursor: pointer; color: var(--link); font-size: .88rem; }
@@ -927,7 +926,7 @@ PAGE_SCRIPT = """
 })();
 """
 
-# %% ../../nbs/app/10_describe.ipynb #c1706379
+# %% ../../nbs/app/10_describe.ipynb #20eed97c
 def html_table(
     caption: str, header: Sequence[str], rows: Iterable[Sequence[str]], inside: bool = True
 ) -> str:
@@ -956,8 +955,9 @@ def figure_block(figure: go.Figure | None, anchor: str = "", label: str = "") ->
         return drawn
     names = dict.fromkeys(trace.meta for trace in figure.data)
     options = "".join(f"<option>{html.escape(name)}</option>" for name in names)
-    menu = f'<label class="menu">{label} <select data-figure="{anchor}">{options}</select></label>'
-    return f'{menu}<div id="{anchor}">{drawn}</div>'
+    name = f'<label for="choose-{anchor}">{label}</label>'
+    menu = f'<select id="choose-{anchor}" data-figure="{anchor}">{options}</select>'
+    return f'<p class="menu">{name} {menu}</p><div id="{anchor}">{drawn}</div>'
 
 
 def place(row: dict[str, Any]) -> str:
@@ -1055,7 +1055,7 @@ def _provenance_html(summary: Summary) -> str:
         f'<pre class="code" id="python">{html.escape(summary.python)}</pre>'
     )
 
-# %% ../../nbs/app/10_describe.ipynb #f1c10475
+# %% ../../nbs/app/10_describe.ipynb #d0f8606e
 def page_of(dataset: Dataset, summary: Summary) -> str:
     """The page of `describe_html`, from a summary that was made before."""
     from plotly.offline import get_plotlyjs
@@ -1065,7 +1065,7 @@ def page_of(dataset: Dataset, summary: Summary) -> str:
     parts = sections(dataset, summary)
     anchors = {heading: heading.lower().replace(" ", "-") for heading in parts}
     body = "".join(f'<h2 id="{anchors[h]}">{h}</h2>{content}' for h, content in parts.items())
-    episodes = number(int(summary.endings["episodes"].sum()))
+    episodes = number(len(summary.returns))
     lead = f"{number(len(summary.rewards))} transitions in {episodes} episodes."
     title, told = html.escape(summary.title), severities(summary.checks)
     library = get_plotlyjs().replace("</script", "<\\/script")
@@ -1091,7 +1091,7 @@ def describe_html(dataset: Dataset) -> str:
     """A standalone page on `dataset`, with interactive figures: opens from disk, no network."""
     return page_of(dataset, summarise(dataset))
 
-# %% ../../nbs/app/10_describe.ipynb #d6eb5c13
+# %% ../../nbs/app/10_describe.ipynb #fc27bd11
 TABLES = ("csv", "ndjson", "parquet")
 
 
@@ -1126,25 +1126,27 @@ def open_log(
             from offrl_wb.data.minari_store import read_minari
 
             return read_minari(path)
-        return read(path, kind or ("table" if roles else None), roles)
+        return read(path, kind, roles)
     except (OSError, pl.exceptions.PolarsError, UnicodeError) as problem:
-        raise InputError(f"{path} cannot be read: {str(problem).splitlines()[0]}") from None
+        line = str(problem).strip().split("\n")[0] or type(problem).__name__
+        raise InputError(f"{path} cannot be read: {line}") from None
 
-# %% ../../nbs/app/10_describe.ipynb #01d8626e
-ENDINGS = {f".{name}": "table" for name in TABLES} | {".hdf5": "d4rl", ".h5": "d4rl", "": "native"}
+# %% ../../nbs/app/10_describe.ipynb #fd21eab4
+ENDINGS = {"": "native", ".hdf5": "d4rl", ".h5": "d4rl"} | dict.fromkeys(
+    (".csv", ".tsv", ".ndjson", ".jsonl", ".parquet"), "table"
+)
 
 
 def writer_of(place: str, to: str = "auto") -> str:
     """The format in which to write `place`; `InputError` says what there is to choose from."""
-    told = "table" if to in TABLES else to
-    found = ENDINGS.get(Path(place).suffix.lower()) if told == "auto" else told
-    known = ("native", "table", "d4rl", "neorl2", "episodes", "minari")
-    if found not in known:
-        what = (
-            f"there is no format {to!r}" if told != "auto" else f"{place} does not tell the format"
-        )
-        raise InputError(f"{what}: choose --to {', '.join((*known, *TABLES))}")
-    if to in TABLES and Path(place).suffix.lower() != f".{to}":
+    from offrl_wb.data.files import FORMATS
+
+    ending = Path(place).suffix.lower()
+    found = ENDINGS.get(ending) if to == "auto" else "table" if to in TABLES else to
+    if found not in FORMATS:
+        what = f"there is no format {to!r}" if to != "auto" else f"{place} does not tell the format"
+        raise InputError(f"{what}: choose --to {', '.join((*FORMATS, *TABLES))}")
+    if to in TABLES and ending != f".{to}":
         raise InputError(f"{place} is no name for {to}: call it {Path(place).stem}.{to}")
     return found
 
@@ -1174,7 +1176,7 @@ def _writer(kind: str) -> Any:
 
     writers = {"table": tables.write_table, "d4rl": files.write_d4rl, "native": Dataset.save}
     writers |= {"neorl2": files.write_neorl2, "episodes": episode_files.write_episodes}
-    return writers[kind]
+    return (writers | {"ogbench": episode_files.write_ogbench})[kind]
 
 # %% ../../nbs/app/10_describe.ipynb #672431ab
 def page_place(place: Path) -> Path:

@@ -248,7 +248,7 @@ class Line(anywidget.AnyWidget):
     kind = traitlets.Unicode("readout").tag(sync=True)
     alt = traitlets.Unicode("").tag(sync=True)
 
-# %% ../../nbs/app/05_explorer.ipynb #5a2e9c85
+# %% ../../nbs/app/05_explorer.ipynb #9184b31d
 SHARED_SCRIPT = """
 const shared = (globalThis.offrlFigures ??= (() => {
   let resolve;
@@ -259,12 +259,18 @@ const shared = (globalThis.offrlFigures ??= (() => {
 LIBRARY_SCRIPT = (
     SHARED_SCRIPT
     + """
+const SILENT = [
+  "_sendTraceDeltas", "_sendLayoutDelta",
+  "handle_plotly_hover", "handle_plotly_unhover", "handle_plotly_selected",
+];
 export default {
   initialize({ model }) {
     if (shared.loaded) return;
     const code = new Blob([model.get("code")], { type: "text/javascript" });
     const address = URL.createObjectURL(code);
     import(address).then((module) => {
+      const view = module.FigureView.prototype;
+      for (const report of SILENT) view[report] = () => {};
       shared.loaded = true;
       shared.resolve(module.default);
       URL.revokeObjectURL(address);

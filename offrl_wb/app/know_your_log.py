@@ -10,14 +10,14 @@ __all__ = ['EXAMPLES', 'MOST_CELLS', 'FEWEST_EPISODES', 'SIZES', 'BREAKS', 'NOTE
            'Examination', 'chosen_discount', 'examine', 'records_of', 'findings_shown', 'spread_shown', 'sources_shown',
            'side_shown', 'checks_shown', 'coverage_shown', 'coverage_figure', 'distances_figure']
 
-# %% ../../nbs/app/12_know_your_log.ipynb #c137cf0e
+# %% ../../nbs/app/12_know_your_log.ipynb #1558b4d7
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import plotly.graph_objects as go
@@ -251,7 +251,7 @@ def _pairs(dataset: Dataset, model: LogModel) -> np.ndarray:
         place.append(found.reshape(-1)[len(known) :])
     return place[0] * len(model.actions) + place[1]
 
-# %% ../../nbs/app/12_know_your_log.ipynb #452e8be6
+# %% ../../nbs/app/12_know_your_log.ipynb #609a6d11
 class Measure(NamedTuple):
     """One number on coverage: its name in records, in words, with an interval, and its kind.
 
@@ -267,7 +267,7 @@ class Measure(NamedTuple):
     high: float = math.nan
 
 
-def measure(name: str, what: str, kind: str, interval: Iterable[float]) -> Measure:
+def measure(name: str, what: str, kind: str, interval: Iterable[Any]) -> Measure:
     """A measure from an estimate and its interval."""
     return Measure(name, what, kind, *map(float, interval))
 

@@ -5,19 +5,20 @@
 # %% auto #0
 __all__ = ['MOST_LEVELS', 'FEWEST_GROUPS', 'MOST_LOG_ODDS', 'MOST_SQUARED', 'CLASSIFIERS', 'RATIO_NUMBERS', 'episode_groups',
            'Sample', 'draw_samples', 'require_scikit_learn', 'boosted_trees', 'squares_and_products', 'Scores',
-           'held_out_scores', 'run_in_threads', 'stacked', 'reliability', 'group_bootstrap', 'RatioEstimate',
-           'ratio_numbers', 'counted_concentrability', 'estimate_density_ratio', 'NeighbourIndex', 'nearest_elsewhere',
-           'neighbour_index', 'percentile_among', 'how_far_out', 'rollout_profile', 'DistanceEstimate',
-           'estimate_distance', 'effective_sample_size', 'log_importance_weights', 'importance_sample_size',
-           'CoverageEstimate', 'estimate_coverage']
+           'held_out_scores', 'run_in_threads', 'stacked', 'reliability', 'group_mean', 'RatioEstimate',
+           'ratio_numbers', 'Counted', 'design_effect', 'counted_bounds', 'estimate_density_ratio', 'NeighbourIndex',
+           'nearest_elsewhere', 'neighbour_index', 'percentile_among', 'how_far_out', 'rollout_profile',
+           'DistanceEstimate', 'estimate_distance', 'effective_sample_size', 'log_importance_weights',
+           'importance_sample_size', 'CoverageEstimate', 'estimate_coverage']
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #4a6d1a4b
+# %% ../../nbs/data/14_coverage_estimates.ipynb #eb33ef44
 import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import product
+from textwrap import fill
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,8 +30,8 @@ from ..core.random import stream
 from ..core.statistics import Interval, bootstrap_interval
 from .dataset import Dataset, as_numpy
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #1f4917b6
-MOST_LEVELS = 64  # whole numbers with more levels count as numbers
+# %% ../../nbs/data/14_coverage_estimates.ipynb #3ce7a2e9
+MOST_LEVELS = 64  # whole numbers with more levels, or negative ones, count as numbers
 
 
 def _levels(datasets: Sequence[Dataset], name: str) -> list[int] | None:
@@ -42,7 +43,11 @@ def _levels(datasets: Sequence[Dataset], name: str) -> list[int] | None:
         raise InputError(f"{name} of the two datasets do not fit together: {shown}")
     if arrays[0].dtype.kind == "f":
         return None
-    return [int(v) + 1 for v in np.max([array.max(axis=0) for array in arrays], axis=0).reshape(-1)]
+    low, high = (
+        np.atleast_1d(each([each(array, axis=0) for array in arrays], axis=0))
+        for each in (np.min, np.max)
+    )
+    return [int(h) + 1 if lowest >= 0 else 0 for lowest, h in zip(low, high, strict=True)]
 
 
 def _encode(values: np.ndarray, levels: list[int] | None, where: str) -> np.ndarray:
@@ -145,7 +150,7 @@ CLASSIFIERS: dict[str, Callable[[int], Any]] = {
     "quadratic": squares_and_products,
 }
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #6e7508c6
+# %% ../../nbs/data/14_coverage_estimates.ipynb #19d8fede
 class Scores(NamedTuple):
     """Log odds `values` `(R, n, k)` of k classifiers, of each row by those trained without it.
 
@@ -181,11 +186,11 @@ def held_out_scores(
     label = np.repeat([0, 1], [len(data), len(target)])
     values = np.zeros((repeats, len(label), len(classifiers)))
     halves = np.zeros((repeats, len(label)), dtype=bool)
-    if not features.size:
-        return Scores(values, halves)
     for repeat in range(repeats):
         generator = stream(seed, "halves", repeat)
         halves[repeat] = np.concatenate([_halve(each, generator) for each in groups])
+    if not features.size:  # nothing varies, and so nothing tells the two apart
+        return Scores(values, halves)
 
     def fit(task: tuple[int, bool, int, Any]) -> None:
         repeat, half, number, model = task
@@ -228,7 +233,7 @@ def stacked(
     share = label[fitted].mean()
     return model.decision_function(values[applied]) - np.log(share / (1 - share))
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #aa0ff1e2
+# %% ../../nbs/data/14_coverage_estimates.ipynb #61663e94
 def reliability(
     log_ratio: np.ndarray, label: np.ndarray, groups: np.ndarray, bins: int = 10, seed: int = 0
 ) -> pl.DataFrame:
@@ -245,32 +250,24 @@ def reliability(
     rows = []
     for number in np.unique(part):
         inside = part == number
-        observed = group_bootstrap(
-            label[inside].astype(float), groups[inside], np.mean, 0.95, stream(seed, "bins", number)
-        )
+        draws = stream(seed, "bins", int(number))
+        observed = group_mean(label[inside].astype(float), groups[inside], 0.95, draws)
         rows.append((float(probability[inside].mean()), *map(float, observed), int(inside.sum())))
     names = ["predicted", "observed", "low", "high", "rows"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
 
-def group_bootstrap(
-    values: np.ndarray,
-    groups: np.ndarray,
-    statistic: Callable[[np.ndarray], Any],
-    level: float,
-    generator: np.random.Generator,
-    resamples: int = 300,
+def group_mean(
+    values: np.ndarray, groups: np.ndarray, level: float, generator: np.random.Generator
 ) -> Interval:
-    """Percentile bootstrap of `statistic` of `values` `(n,)` over whole groups `(n,)`."""
-    order = np.argsort(groups, kind="stable")
-    cuts = np.flatnonzero(np.diff(groups[order])) + 1
-    parts = np.split(values[order], cuts)
-
-    def of(picked: np.ndarray) -> np.ndarray:
-        return np.asarray(statistic(np.concatenate([parts[int(number)] for number in picked])))
-
-    numbers = np.arange(len(parts), dtype=float)
-    return bootstrap_interval(numbers, of, resamples, level, generator)
+    """Mean of `values` `(n,)` with a percentile bootstrap over whole groups `(n,)`."""
+    _, which = np.unique(groups, return_inverse=True)
+    rows = np.bincount(which)
+    totals = np.bincount(which, weights=values)
+    times = generator.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=500)
+    draws = (times @ totals) / (times @ rows)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(np.asarray(values).mean(), low, high)
 
 # %% ../../nbs/data/14_coverage_estimates.ipynb #702058b6
 @dataclass(frozen=True, eq=False)
@@ -335,26 +332,51 @@ def _half_estimates(scores: Scores, label: np.ndarray, quantile: float, clip: fl
             found.append(ratio_numbers(own, quantile, clip))
     return np.array(found)
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #d9f8af78
-def counted_concentrability(log_ratio: np.ndarray, label: np.ndarray, level: float) -> float:
-    """A lower confidence bound of `max d / mu` from counts in regions of large `log_ratio` `(n,)`.
+# %% ../../nbs/data/14_coverage_estimates.ipynb #aaaa7f6c
+class Counted(NamedTuple):
+    """What counts alone support: C* is at least this, the effective share at most that."""
 
-    Exact binomial intervals (Clopper and Pearson), Bonferroni's correction over five regions, with
-    rows taken as independent. `label` `(n,)` is 1 for the target's rows, held out of `log_ratio`.
+    concentrability: float
+    effective_share: float
+
+
+def design_effect(inside: np.ndarray, groups: np.ndarray) -> float:
+    """How many rows are worth one independent row for the mean of `inside` `(n,)`; 1 at least."""
+    _, which = np.unique(groups, return_inverse=True)
+    rows, hits = np.bincount(which), np.bincount(which, weights=inside)
+    share = inside.mean()
+    if not 0 < share < 1:
+        return 1.0
+    spread = ((hits - share * rows) ** 2).sum() * len(rows) / max(len(rows) - 1, 1)
+    return max(1.0, spread / (len(inside) * share * (1 - share)))
+
+
+def counted_bounds(
+    log_ratio: np.ndarray, label: np.ndarray, groups: np.ndarray, level: float
+) -> Counted:
+    """Confidence bounds of `max d / mu` and `1 / E_mu[(d / mu)^2]` from counts in regions.
+
+    The regions are where `log_ratio` `(n,)` is large. Binomial intervals (Clopper and Pearson) at
+    the number of rows over the design effect of `groups` `(n,)` (Korn and Graubard 1998);
+    Bonferroni's correction over five regions. `label` `(n,)`: 1 for the target's rows. The ratio of
+    a row must come from others.
     """
     from scipy.stats import beta
 
-    ours, theirs = log_ratio[label == 1], log_ratio[label == 0]
-    tail, bounds = (1 - level) / 2 / 5, [1.0]
+    tail, largest, squared = (1 - level) / 2 / 5, 1.0, 1.0
     for share in (0.5, 0.75, 0.9, 0.95, 0.99):
-        threshold = np.quantile(ours, share)
-        in_target, in_log = int((ours >= threshold).sum()), int((theirs >= threshold).sum())
-        least = beta.ppf(tail, in_target, len(ours) - in_target + 1)
-        most = beta.ppf(1 - tail, in_log + 1, len(theirs) - in_log) if in_log < len(theirs) else 1
-        bounds.append(float(least / most))
-    return max(bounds)
+        inside = log_ratio >= np.quantile(log_ratio[label == 1], share)
+        parts = [inside[label == each] for each in (0, 1)]
+        effects = [design_effect(part, groups[label == n]) for n, part in enumerate(parts)]
+        sizes = [len(part) / max(effects) for part in parts]
+        hits = [part.mean() * size for part, size in zip(parts, sizes, strict=True)]
+        least = beta.ppf(tail, hits[1], sizes[1] - hits[1] + 1)
+        missed = sizes[0] - hits[0]
+        most = beta.ppf(1 - tail, hits[0] + 1, missed) if missed > 0 else 1.0
+        largest, squared = max(largest, least / most), max(squared, least**2 / most)
+    return Counted(float(largest), float(1 / squared))
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #7fc73d28
+# %% ../../nbs/data/14_coverage_estimates.ipynb #d06935b6
 def _ratio_notes(
     separation: float, clipped_share: float, mean_ratio: float, sizes: tuple[int, int]
 ) -> tuple[str, ...]:
@@ -362,18 +384,21 @@ def _ratio_notes(
     notes = []
     if separation > 0.99:
         notes.append(
-            f"the samples are told apart almost always ({separation:.3f}): supports may be"
-            " disjoint; read the ratios as lower bounds"
+            f"told apart almost always ({separation:.3f}): supports may be disjoint; trust the"
+            " counted bound only"
         )
     if clipped_share > 0:
         notes.append(f"{clipped_share:.1%} of the target's rows have ratios beyond the clip")
     if not 0.8 < mean_ratio < 1.25:
-        notes.append(f"the mean ratio over the log is {mean_ratio:.2f}, not 1: calibration failed")
+        notes.append(
+            f"the mean ratio over the log is {mean_ratio:.2f}, not 1: the target goes elsewhere, or"
+            " calibration failed"
+        )
     if min(sizes) < 1000:
         notes.append(f"only {min(sizes)} rows: the classifiers see little")
     return tuple(notes)
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #bf593bbe
+# %% ../../nbs/data/14_coverage_estimates.ipynb #37db73bd
 def estimate_density_ratio(
     dataset: Dataset,
     target: Dataset,
@@ -400,6 +425,8 @@ def estimate_density_ratio(
         raise InputError(f"classifiers {list(classifiers)}, of={of!r}: see the documentation")
     if repeats < 2 or rows < 20 or not 0 < quantile < 1 or not clip > 1 or not 0 < level < 1:
         raise InputError("repeats start at 2, rows at 20, clip above 1; shares lie inside (0, 1)")
+    if min(len(dataset), len(target)) < 20:
+        raise InputError(f"{len(dataset)} and {len(target)} rows: pass 20 of each at least")
     samples = draw_samples([dataset, target], rows, seed)
     parts = [s.states if of == "states" else np.hstack([s.states, s.actions]) for s in samples]
     groups = samples[0].groups, samples[1].groups
@@ -415,22 +442,28 @@ def estimate_density_ratio(
     halves = _half_estimates(scores, label, quantile, clip)
     return _ratio_estimate(log_ratio, label, together, halves, samples, settings)
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #4402f089
+# %% ../../nbs/data/14_coverage_estimates.ipynb #b3ba7a6e
 def _as_far_as_known(
-    intervals: Sequence[Interval], clip: float, clipped_share: float, counted: float
+    intervals: Sequence[Interval], clip: float, clipped_share: float, counted: Counted
 ) -> list[Interval]:
     """Intervals of `RATIO_NUMBERS` that claim no more than counts support and the clip allows."""
     quantile, largest, clipped_mean, share = intervals
 
     def ratio(interval: Interval, clipped: bool) -> Interval:
         unknown = np.array(np.inf)
-        low = np.minimum(interval.low, counted)
+        low = np.minimum(interval.low, counted.concentrability)
+        clipped = clipped or bool(interval.high > clip)
         return Interval(interval.estimate, low, unknown if clipped else interval.high)
 
     beyond = clipped_share > 0
-    known = Interval(share.estimate, share.low * (not beyond), np.minimum(share.high, 1.0))
+    low, high = share.low * (not beyond), np.minimum(share.high, 1.0)
+    if beyond:
+        high = np.maximum(high, counted.effective_share)
+    known = Interval(share.estimate, low, high)
     quantile = ratio(quantile, bool(quantile.estimate >= clip * (1 - 1e-9)))
-    return [quantile, ratio(largest, beyond), clipped_mean, known]
+    largest = ratio(largest, beyond)
+    largest = Interval(largest.estimate, np.maximum(largest.low, 1.0), largest.high)
+    return [quantile, largest, clipped_mean, known]
 
 
 def _ratio_estimate(
@@ -454,7 +487,7 @@ def _ratio_estimate(
     reach = t.ppf((1 + level) / 2, len(halves) - 1) * halves.std(axis=0, ddof=1)
     ends = zip(centre, centre - reach, centre + reach, strict=True)
     intervals = [Interval(*np.exp(np.array(end))) for end in ends]
-    counted = counted_concentrability(log_ratio, label, level)
+    counted = counted_bounds(log_ratio, label, groups, level)
     quantile, largest, clipped_mean, share = _as_far_as_known(intervals, clip, clipped, counted)
     mean = float(ratio[~ours].mean())
     return RatioEstimate(
@@ -466,7 +499,7 @@ def _ratio_estimate(
         largest=largest,
         clipped_concentrability=clipped_mean,
         effective_share=share,
-        counted=counted,
+        counted=counted.concentrability,
         mean_ratio=mean,
         separation=float(separation),
         clipped_share=clipped,
@@ -612,7 +645,7 @@ def rollout_profile(index: NeighbourIndex, rollouts: Dataset, most: int = 20_000
     judged = how_far_out(index, as_numpy(frame["obs"]), as_numpy(frame["action"]))
     return pl.concat([frame.select("episode", "step"), judged], how="horizontal")
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #25b6707b
+# %% ../../nbs/data/14_coverage_estimates.ipynb #5d083e21
 @dataclass(frozen=True, eq=False)
 class DistanceEstimate:
     """How far a target lies from a log by nearest neighbours; see `estimate_distance`.
@@ -663,7 +696,7 @@ def estimate_distance(
             values = judged[f"{name}_percentile"].to_numpy()
             values = values if limit is None else (values > limit).astype(float)
             draws = stream(seed, "distance", name)
-            intervals[name] = group_bootstrap(values, groups, np.mean, level, draws)
+            intervals[name] = group_mean(values, groups, level, draws)
         found.append(intervals)
     settings = index.settings | dict(target_rows=len(rows), target_total=len(target), level=level)
     return DistanceEstimate(found[0], found[1], found[2], settings)
@@ -736,7 +769,7 @@ def importance_sample_size(
     names = ["steps", "episodes", "share", "low", "high", "effective"]
     return pl.DataFrame(rows, schema=names, orient="row")
 
-# %% ../../nbs/data/14_coverage_estimates.ipynb #2cf5fe46
+# %% ../../nbs/data/14_coverage_estimates.ipynb #7f51a837
 @dataclass(frozen=True, eq=False)
 class CoverageEstimate:
     """Estimated coverage of a target by a log: `ratio`, `distance`, and `notes` on both."""
@@ -753,14 +786,16 @@ class CoverageEstimate:
         """The table and the notes for people, marked as estimates."""
         rows = self.ratio.settings["rows"]
         total, level = self.ratio.settings["total"], self.ratio.settings["level"]
-        lines = [
+        head = (
             f"Estimated coverage ({level:.0%} intervals over episodes; {rows[0]:,} of"
             f" {total[0]:,} rows of the log, {rows[1]:,} of {total[1]:,} of the target,"
             f" seed {self.ratio.settings['seed']})"
-        ]
+        )
+        lines = [fill(head, 92, subsequent_indent="  ")]
         for what, estimate, low, high in self.table().iter_rows():
             lines.append(f"  {what:60s} {estimate:9.3g}  [{low:.3g}, {high:.3g}]")
-        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+        notes = [fill(f"  note: {note}", 92, subsequent_indent="    ") for note in self.notes]
+        return "\n".join(lines + notes)
 
 
 def estimate_coverage(
