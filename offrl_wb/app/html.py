@@ -391,7 +391,7 @@ def body_html(document: "NotebookNode", folder: Path) -> tuple[str, list[tuple[i
         body, _ = exporter.from_notebook_node(shown)
     return self_contained(body, folder), headings
 
-# %% ../../nbs/app/02_html.ipynb #0da75481
+# %% ../../nbs/app/02_html.ipynb #dd904ead
 def _shown(value: object) -> str:
     """A value as a reader wants it: no quotes, no long floats."""
     if isinstance(value, float):
@@ -403,7 +403,8 @@ def _shown(value: object) -> str:
 
 def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], most: int = 10) -> str:
     """A captioned two-column table; rows beyond `most` are folded. Values are HTML."""
-    wide = [' class="long"' if len(v) > 40 and " " not in v else "" for _, v in pairs]
+    words = [max(map(len, re.sub("<[^>]*>", " ", v).split()), default=0) for _, v in pairs]
+    wide = [' class="long"' if longest > 40 else "" for longest in words]
     rows = [
         f'<tr><th scope="row">{html.escape(k)}</th><td{long}>{v}</td></tr>'
         for (k, v), long in zip(pairs, wide, strict=True)
