@@ -17,6 +17,7 @@ def large_log(
     counts = [round(share * episodes) for share in SHARES.values()]
     source = np.repeat(list(SHARES), counts)
     quality = np.repeat([1.0, 0.5, 0.0], counts).astype(np.float32)
+    quality += 0.1 * generator.standard_normal(len(quality), dtype=np.float32)
     waves = np.sin(np.linspace(0, 20, steps, dtype=np.float32))[None, :, None]
     seen = 0.3 * generator.standard_normal((episodes, steps + 1, observations), dtype=np.float32)
     seen += quality[:, None, None]

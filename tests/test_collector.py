@@ -114,7 +114,7 @@ def test_episodes_are_whole_and_their_chains_hold(environments: int, episodes: i
     assert log.transitions["behaviour_prob"].to_list() == [1 / 3] * len(log)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(st.integers(0, 100), st.integers(1, 60), st.integers(1, 9))
 def test_vectorised_is_the_same_as_one_by_one(seed: int, size: int, environments: int) -> None:
     together = collect(UNIFORM, Counter, transitions=size, environments=environments, seed=seed)
@@ -575,7 +575,7 @@ def test_draws_follow_the_table_even_at_its_edges() -> None:
     assert drawn.actions.tolist() == [2, 2]
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(
     st.integers(1, 30),
     st.lists(st.integers(1, 6), min_size=1, max_size=30),
@@ -611,7 +611,7 @@ def test_the_ledger_asks_for_no_less_and_no_more(
 def model(name: str, environment: Any, **options: Any) -> Any:
     baselines = pytest.importorskip("stable_baselines3")
     made = getattr(baselines, name)("MlpPolicy", environment, device="cpu", seed=0, **options)
-    return made.learn(64)
+    return made.learn(32)
 
 
 SMALL = {"n_steps": 32, "batch_size": 32, "n_epochs": 1, "policy_kwargs": {"net_arch": [8]}}
@@ -744,3 +744,61 @@ def test_squashed_densities_change_variables_rightly(x: float, mean: float, spre
     slope = 3 / np.cosh(x) ** 2
     assert np.isclose(found[0], log_density[0] - np.log(slope), rtol=1e-9, atol=1e-9)
     assert np.isclose(action[0, 0], 2 + 3 * np.tanh(x))
+
+
+# Found in review
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_environments_that_use_their_arrays_again_are_logged_rightly(mode: str) -> None:
+    ready = SyncVectorEnv([Counter] * 3, copy=False, autoreset_mode=mode)
+    assert_counts(collect(UNIFORM, ready, episodes=6))
+
+
+@pytest.mark.parametrize(
+    ("environment", "more", "message"),
+    [
+        (Counter(), {"options": {"n": 3}}, "made already"),
+        ((lambda one: lambda: one)(Counter()), {}, "returns the same environment again"),
+        (lambda: 1 / 0, {}, "cannot be made: division by zero"),
+        (Counter, {"longest": 0}, "cannot be made"),
+        (Counter, {"episodes": 2.5}, "whole numbers"),
+        (Counter, {"environments": 2.0}, "whole numbers"),
+        (Counter, {"probability": lambda seen, actions: 0.5}, r"shape \(\), not"),
+        (Counter, {"probability": lambda seen, actions: -np.ones(len(seen))}, "is -1"),
+        (Counter, {"probability": lambda seen, actions: np.full(len(seen), np.nan)}, "is nan"),
+    ],
+)
+def test_what_would_go_wrong_silently_is_named(environment: Any, more: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        collect(UNIFORM, environment, **{"episodes": 2} | more)
+
+
+@pytest.mark.parametrize(
+    ("space", "action", "message"),
+    [
+        (spaces.Discrete(2), [1, 1], "2 numbers"),
+        (spaces.MultiBinary(2), [5, 5], "chose action 5"),
+        (spaces.MultiDiscrete([2, 3]), [1, 3], "chose action 3"),
+        (spaces.MultiDiscrete([2, 3], start=[1, 1]), [0, 1], "chose action 0"),
+        (spaces.MultiDiscrete([2, 3]), [0.5, 1], r"chose action 0\.5"),
+        (spaces.Box(-1, 1, (2,)), None, r"returned .* \(\) for"),
+    ],
+)
+def test_actions_that_a_space_cannot_have_are_named(space: Any, action: Any, message: str) -> None:
+    class Acted(Counter):
+        action_space = space
+
+    policy = (lambda seen: 1) if action is None else (lambda seen: np.array([action] * len(seen)))
+    with pytest.raises(InputError, match=message):
+        collect(policy, Acted, episodes=2)
+
+
+def test_a_table_of_another_width_is_named() -> None:
+    with pytest.raises(InputError, match=r"probabilities have shape \(2, 2\), not \(2, 3\)"):
+        collect(uniform_policy(spaces.Discrete(2)), Counter, episodes=2)
+
+
+def test_a_single_info_may_be_named_alone() -> None:
+    log = collect(UNIFORM, Counter, episodes=2, infos="twice")
+    assert log.transitions["info.twice"].to_list() == (2 * log.transitions["step"] + 2).to_list()

@@ -449,7 +449,7 @@ def rewrite(folder: Path, **changes: Any) -> None:
         ({"data_format": "pickle"}, "data_format is 'pickle': expected"),
         ({"total_steps": 9}, "total_steps is 9 in metadata.json, found 8"),
         ({"total_episodes": 2}, "total_steps is 8 in metadata.json, found 4"),
-        ({"total_episodes": 4}, "has no episode_3"),
+        ({"total_episodes": 4}, "has no 'episode_3'"),
         ({"total_episodes": 0}, "total_episodes is 0"),
         ({"action_space": '{"type": "Box"}'}, "action_space describes no space"),
         ({"action_space": '{"type": "Nothing"}'}, "action_space describes no space"),
@@ -525,7 +525,7 @@ def test_a_wrong_count_in_an_episode_is_named(store: Path) -> None:
         read_minari("log-v0")
 
 
-@settings(max_examples=30)
+@settings(max_examples=18)
 @given(st.floats(0, 0.999), st.sampled_from(FORMATS))
 def test_a_truncated_file_is_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, share: float, data_format: str
@@ -1127,3 +1127,166 @@ def test_a_folder_that_cannot_be_written_is_said(
     monkeypatch.setattr(Path, "open", full)
     with pytest.raises(InputError, match=r"\.part cannot be written: .*No space"):
         fetch()
+
+
+# Found in review
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"total_episodes": "3"},
+        {"total_episodes": 3.0},
+        {"dataset_id": 5},
+        {"observation_space": "[" * 5000},
+        {"offrl_wb": 5},
+        {"offrl_wb": {"columns": {"x": {"key": "x"}}, "episode_columns": {}}},
+    ],
+)
+def test_odd_metadata_is_an_input_error(store: Path, changes: dict) -> None:
+    rewrite(broken(store), **changes)
+    with pytest.raises(InputError, match=str(store / "log-v0")):
+        read_minari("log-v0")
+
+
+def external(group: Any, other: Path) -> None:
+    stored = [(str(other), 0, 24)]
+    group.create_dataset("observations", (2, 3), np.float32, external=stored)
+
+
+def linked(group: Any, other: Path) -> None:
+    with h5py.File(other, "w") as file:
+        file["x"] = np.zeros((2, 3), np.float32)
+    group["observations"] = h5py.ExternalLink(str(other), "x")
+
+
+def virtual(group: Any, other: Path) -> None:
+    layout = h5py.VirtualLayout((2, 3), np.float32)
+    layout[:] = h5py.VirtualSource(str(other), "x", (2, 3))
+    group.create_virtual_dataset("observations", layout)
+
+
+@pytest.mark.parametrize("point", [external, linked, virtual])
+def test_data_outside_the_file_are_not_followed(store: Path, tmp_path: Path, point: Any) -> None:
+    path, other = broken(store) / "main_data.hdf5", tmp_path / "other"
+    other.write_bytes(b"secret" * 10)
+    with h5py.File(path, "a") as file:
+        del file["episode_1/observations"]
+        point(file["episode_1"], other)
+    with pytest.raises(InputError, match="'observations' points outside the file"):
+        read_minari("log-v0")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rewards", 1.0, r"episode_1: rewards has shape \(\)"),
+        ("rewards", np.ones((1, 2)), r"episode_1: rewards has shape \(1, 2\)"),
+        ("terminations", [0.5], "log-v0: the dataset: terminated is 0.5 at row 3"),
+        ("infos", 1.0, "log-v0: the dataset cannot be read"),
+        ("infos/prob", np.ones((2, 2)), "infos 'prob' differ in shape"),
+        ("infos/again", h5py.SoftLink("/episode_1/infos"), "RecursionError"),
+    ],
+)
+def test_a_misshapen_entry_is_an_input_error(
+    store: Path, key: str, value: Any, message: str
+) -> None:
+    noted = random_log().with_columns(prob=pl.lit(0.5))
+    folder = write_minari(noted, "log-v0") / "data"
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        if key in file["episode_1"]:
+            del file["episode_1"][key]
+        file["episode_1"][key] = value
+    with pytest.raises(InputError, match=message):
+        read_minari("log-v0")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("rewards", [None], "rewards is null at row 0"),
+        ("observations", [[1.0, 2.0, 3.0], None], "observations is null at row 1"),
+        ("observations", [[1.0, 2.0, 3.0], [1.0, None, 2.0]], "observations is null at row 1"),
+        ("observations", [[1.0, 2.0]] * 2, "does not fit the space"),
+    ],
+)
+def test_gaps_in_an_arrow_table_are_named(
+    store: Path, column: str, value: list, message: str
+) -> None:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    folder = broken(store, "parquet")
+    (path,) = (folder / "1").glob("part-*")
+    table = parquet.read_table(path)
+    kind = arrow.float64() if column == "rewards" else arrow.list_(arrow.float32(), len(value[0]))
+    filled = arrow.array((value * 2)[: len(table)], kind)
+    parquet.write_table(table.set_column(table.column_names.index(column), column, filled), path)
+    with pytest.raises(InputError, match=message):
+        read_minari("log-v0")
+
+
+def test_metadata_under_our_own_names_is_kept_apart(store: Path) -> None:
+    folder = broken(store)
+    rewrite(folder, offrl_wb=None)
+    with h5py.File(folder / "main_data.hdf5", "a") as file:
+        for number in range(3):
+            file[f"episode_{number}"].attrs["episode"] = number + 5
+    table = read_minari("log-v0").episodes
+    assert table["metadata.episode"].to_list() == [5, 6, 7]
+
+
+def test_a_single_info_may_be_named_alone() -> None:
+    write_minari(random_log().with_columns(prob=pl.lit(0.5)), "log-v0")
+    rewrite(dataset_folder("log-v0") / "data", offrl_wb=None)
+    assert "info.prob" in read_minari("log-v0", infos="prob").transitions.columns
+
+
+def test_pictures_are_opened_as_jpeg_only() -> None:
+    from io import BytesIO
+
+    from PIL import Image, UnidentifiedImageError
+
+    from offrl_wb.data.minari_store import _pictures
+
+    held = {}
+    for form in ("JPEG", "PNG"):
+        Image.new("RGB", (32, 32)).save(buffer := BytesIO(), form)
+        held[form] = buffer.getvalue()
+    assert _pictures([held["JPEG"]]).shape == (1, 32, 32, 3)
+    with pytest.raises(UnidentifiedImageError):
+        _pictures([held["PNG"]])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metadata": {"total_steps": 3}}, "'total_steps' is written by Minari itself"),
+        ({"environment": 5}, "cannot be written"),
+    ],
+)
+def test_what_minari_would_stumble_over_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        write_minari(random_log(), "log-v0", **options)
+
+
+@pytest.mark.parametrize("oid", ["../../../evil", "A" * 40, ""])
+def test_a_hash_that_is_none_is_refused(hub: StandIn, log: Dataset, oid: str) -> None:
+    hub.more = [{"type": "file", "path": "door/human-v2/data/x", "size": 1, "oid": oid}]
+    with pytest.raises(InputError, match="in a way not understood"):
+        fetch()
+
+
+def test_the_token_does_not_leave_the_encrypted_line() -> None:
+    from urllib.request import Request
+
+    from offrl_wb.data.minari_store import _TokenStaysHome
+
+    def follow(target: str) -> bool:
+        asked = Request("https://hub.test/a", headers={"Authorization": "Bearer secret"})
+        found = _TokenStaysHome().redirect_request(asked, None, 302, "", {}, target)
+        return found.has_header("Authorization")
+
+    assert follow("https://hub.test/b")
+    assert not follow("http://hub.test/b")
+    assert not follow("https://other.test/b")

@@ -6,9 +6,9 @@
 __all__ = ['HDF5', 'SIGNATURES', 'MISSING', 'CORE', 'ABOUT', 'LENGTHS', 'KNOWN', 'OURS', 'kind_of', 'Header', 'fault', 'readable',
            'import_h5py', 'ArrayFile', 'open_arrays', 'row_count', 'check_rows', 'scalar', 'flag', 'number', 'aside',
            'save_npz', 'save_hdf5', 'Seen', 'keys_of', 'named_parts', 'observations', 'is_image', 'unpack_images',
-           'as_series', 'native', 'as_stored', 'column_name', 'stored_name', 'Extras', 'extras', 'columns_of',
-           'metadata', 'stored_spec', 'about', 'Rows', 'spec_for', 'assembled', 'chain_only', 'closed_known',
-           'stored_columns', 'stored_episodes', 'with_final_rows', 'as_pictures']
+           'as_series', 'native', 'as_stored', 'column_name', 'stored_name', 'stored_as', 'Extras', 'extras',
+           'columns_of', 'metadata', 'stored_spec', 'about', 'Rows', 'spec_for', 'assembled', 'chain_only',
+           'closed_known', 'stored_columns', 'stored_episodes', 'with_final_rows', 'as_pictures']
 
 # %% ../../nbs/data/16_array_files.ipynb #0849e051
 import json
@@ -232,7 +232,7 @@ def open_arrays(path: str | Path) -> ArrayFile:
         _walk(path, file, "", set(), found)
     return ArrayFile(path, kind, found)
 
-# %% ../../nbs/data/16_array_files.ipynb #dae0d21d
+# %% ../../nbs/data/16_array_files.ipynb #86be3243
 def row_count(file: ArrayFile, key: str) -> int:
     """Number of rows of `key`; `InputError` if it is missing or a single number."""
     if key not in file.headers:
@@ -284,13 +284,17 @@ def number(file: ArrayFile, key: str, values: np.ndarray, spec: Spec | None) -> 
         return values
     if values.dtype.kind == "f":
         return values[:, None] if values.ndim == 1 else values
+    if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+        raise fault(
+            file.path, key, f"holds {values.max()}, which is no index: pass doubles or a spec"
+        )
     if values.size and values.min() < 0:
         row = int((values.reshape(len(values), -1) < 0).any(axis=1).argmax())
         what = f"holds {values.min()}: discrete values start at 0, or pass a spec"
         raise fault(file.path, key, what, row)
     return values.reshape(-1) if values.ndim == 2 and values.shape[1] == 1 else values
 
-# %% ../../nbs/data/16_array_files.ipynb #f775f7f0
+# %% ../../nbs/data/16_array_files.ipynb #9ebe8b82
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to, which takes its place once it is complete."""
@@ -302,6 +306,8 @@ def aside(path: Path) -> Iterator[Path]:
     try:
         yield part
         os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error}") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -321,7 +327,10 @@ def save_hdf5(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         for key, values in arrays.items():
             plain = np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values
             packing = {"compression": "gzip", "compression_opts": 4} if plain.size > 1 else {}
-            file.create_dataset(key, data=plain, **packing)
+            try:
+                file.create_dataset(key, data=plain, **packing)
+            except (TypeError, ValueError) as error:  # one key is a group of another
+                raise InputError(f"{path}: key {key!r} cannot be written: {error}") from None
 
 # %% ../../nbs/data/16_array_files.ipynb #f8fd7b2c
 class Seen(NamedTuple):
@@ -468,7 +477,7 @@ def as_stored(series: pl.Series) -> dict[str, np.ndarray]:
     values[~gaps] = held
     return {series.name: values, series.name + MISSING: gaps}
 
-# %% ../../nbs/data/16_array_files.ipynb #21d93fa4
+# %% ../../nbs/data/16_array_files.ipynb #43d42b4e
 CORE = (*REQUIRED, "next_obs", "final_obs")
 ABOUT = ("offrl_wb", "metadata/offrl_wb")  # what our writers add: the spec, as JSON
 LENGTHS = "metadata/episode_lengths"  # … and how many rows each episode has
@@ -486,6 +495,15 @@ def stored_name(column: str, group: str = "infos") -> str:
     """The key for a column, which `column_name` turns back into it."""
     own = column.removeprefix("info_")
     return f"{group}/{own if own in CORE else column}"
+
+
+def stored_as(series: pl.Series, group: str = "infos") -> dict[str, np.ndarray]:
+    """The arrays of a column below `group`; `InputError` for a name that does not come back."""
+    name = series.name
+    key = stored_name(name, group)
+    if column_name(key) != name or any(part in ("", ".") for part in name.split("/")):
+        raise InputError(f"column {name!r} has a name that the file would change: rename it")
+    return as_stored(series.alias(key))
 
 
 class Extras(NamedTuple):
@@ -508,6 +526,8 @@ def extras(
         if key in taken or key in OURS or key.startswith("metadata/"):
             continue
         plain = dtype.kind in "biuf" or (dtype.kind in "US" and len(shape) == 1)
+        if key.endswith(MISSING) and (len(shape) != 1 or dtype.kind != "b"):
+            raise fault(file.path, key, "flags what is null: one truth value a row is needed", 0)
         if key.startswith("episodes/") and plain and shape:
             found.episodes.append(key)
         elif not (wanted is True or (wanted and column_name(key) in wanted)):
@@ -517,7 +537,12 @@ def extras(
             raise fault(file.path, key, what, min(shape[0], rows))
         else:
             (found.rows if plain and shape and shape[0] == rows else found.left).append(key)
-    names = {column_name(key) for key in found.rows}
+    names: dict[str, str] = {}
+    for key in found.rows:
+        if names.setdefault(column_name(key) + MISSING * key.endswith(MISSING), key) != key:
+            raise fault(
+                file.path, key, f"is a second column {column_name(key)!r}: rename one of them"
+            )
     for name in [] if isinstance(wanted, bool) else wanted:
         if name not in names:
             raise file.missing(f"infos/{name}")
@@ -634,7 +659,7 @@ def _forget(episodes: pl.DataFrame, known: np.ndarray) -> pl.DataFrame:
     final = pl.when(pl.Series("known", known)).then("final_obs").alias("final_obs")
     return episodes.with_columns(final)
 
-# %% ../../nbs/data/16_array_files.ipynb #a8c20f72
+# %% ../../nbs/data/16_array_files.ipynb #9cdd8a9e
 def chain_only(dataset: Dataset, what: str) -> None:
     """`InputError` where a next observation is not the following row's: `what` cannot hold that."""
     if "next_obs" in dataset.transitions.columns:
@@ -665,8 +690,7 @@ def stored_columns(dataset: Dataset) -> dict[str, np.ndarray]:
     """Further columns under `infos/`, with `infos/step` if steps are not counted from 0."""
     found: dict[str, np.ndarray] = {}
     for name in (c for c in dataset.transitions.columns if c not in CORE):
-        for key, values in as_stored(dataset.transitions[name].alias(stored_name(name))).items():
-            found[key] = values
+        found |= stored_as(dataset.transitions[name])
     step = dataset.transitions["step"].to_numpy()
     plain = np.arange(len(dataset)) - np.repeat(dataset.starts, dataset.lengths)
     return found if np.array_equal(step, plain) else {**found, "infos/step": step}
@@ -675,7 +699,7 @@ def stored_columns(dataset: Dataset) -> dict[str, np.ndarray]:
 def stored_episodes(dataset: Dataset) -> dict[str, np.ndarray]:
     """Further columns of the episodes table, under `episodes/`."""
     names = [c for c in dataset.episodes.columns if c not in CORE]
-    found = [as_stored(dataset.episodes[n].alias(stored_name(n, "episodes"))) for n in names]
+    found = [stored_as(dataset.episodes[name], "episodes") for name in names]
     return {key: values for each in found for key, values in each.items()}
 
 # %% ../../nbs/data/16_array_files.ipynb #69c80573

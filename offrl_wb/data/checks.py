@@ -238,7 +238,7 @@ def ends_inside(dataset: Dataset) -> Iterator[Finding]:
         told = f"terminated and truncated at once: {count_of(len(rows), 'row')}; terminated counts"
         yield Finding("ends_inside", "note", len(rows), rows[0], told, "whether to bootstrap there")
 
-# %% ../../nbs/data/10_checks.ipynb #fe4fbcf2
+# %% ../../nbs/data/10_checks.ipynb #2b68cb52
 def open_episodes(dataset: Dataset) -> Iterator[Finding]:
     """Episodes whose last row is neither terminated nor truncated."""
     last = dataset.transitions[["terminated", "truncated"]][dataset.ends]
@@ -259,7 +259,7 @@ def open_episodes(dataset: Dataset) -> Iterator[Finding]:
 def unknown_final_observations(dataset: Dataset) -> Iterator[Finding]:
     """Episodes without a final observation."""
     unknown = dataset.episodes["final_obs"].is_null().to_numpy()
-    if not unknown.any() or "next_obs" in dataset.transitions.columns:
+    if not unknown.any():
         return
     over = dataset.transitions["terminated"].to_numpy()[dataset.ends]
     for mask, severity, kind, breaks in (
@@ -408,7 +408,7 @@ def _accusation(dataset: Dataset, pile: Pile, chosen: np.ndarray, whose: str) ->
         " put the time into the observation if the task truly ends there",
     )
 
-# %% ../../nbs/data/10_checks.ipynb #74ec28b1
+# %% ../../nbs/data/10_checks.ipynb #e22eb7cd
 class Bounds(NamedTuple):
     """Smallest and largest allowed values of a flattened space, `(d,)`; infinite if none."""
 
@@ -428,7 +428,7 @@ def bounds(space: Any) -> Bounds:
     elif kind == "Discrete":
         low, high = space.start, space.start + space.n - 1
     elif kind == "MultiDiscrete":
-        low, high = np.zeros_like(space.nvec), space.nvec - 1
+        low, high = space.start, space.start + space.nvec - 1
     else:
         low, high = np.zeros(space.shape), np.ones(space.shape)
     return Bounds(*(np.ravel(side).astype(np.float64) for side in (low, high)))

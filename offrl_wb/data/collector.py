@@ -6,8 +6,9 @@
 __all__ = ['Chooser', 'KNOWN_DISTRIBUTIONS', 'RowGenerator', 'Drawn', 'Seen', 'draw_from', 'choose_by', 'is_discrete',
            'UniformDiscrete', 'UniformBox', 'uniform_policy', 'gaussian_density', 'squashed', 'is_stable_baselines',
            'choose_by_model', 'tabular_environment', 'open_environments', 'Ledger', 'Rollout', 'episode_seed',
-           'checked_actions', 'clipped_actions', 'info_values', 'advance', 'roll', 'Logged', 'logged', 'info_columns',
-           'probability_columns', 'collect', 'choose_actions', 'release', 'described', 'assembled']
+           'whole_bounds', 'checked_actions', 'checked_probabilities', 'clipped_actions', 'info_values', 'advance',
+           'roll', 'Logged', 'logged', 'info_columns', 'probability_columns', 'collect', 'choose_actions', 'release',
+           'described', 'assembled']
 
 # %% ../../nbs/data/09_collector.ipynb #c4df90e7
 import os
@@ -110,7 +111,7 @@ def draw_from(table: np.ndarray, generator: np.random.Generator | None) -> Drawn
     index = (reached <= level[:, None]).sum(axis=1)
     return Drawn(index, table[rows, index] / reached[:, -1])
 
-# %% ../../nbs/data/09_collector.ipynb #016959b9
+# %% ../../nbs/data/09_collector.ipynb #03a3fe2c
 def choose_by(policy: Policy, action_space: Any, deterministic: bool) -> Chooser:
     """The chooser of a policy of ours, or of a plain function of observations.
 
@@ -123,7 +124,10 @@ def choose_by(policy: Policy, action_space: Any, deterministic: bool) -> Chooser
     start = int(getattr(action_space, "start", 0)) if is_discrete(action_space) else 0
 
     def from_table(seen: Seen, generator: RowGenerator) -> Drawn:
-        found = draw_from(table(seen.flat), None if deterministic else generator)
+        masses, shape = np.asarray(table(seen.flat)), (len(seen.flat), int(action_space.n))
+        if masses.shape != shape:
+            raise InputError(f"the policy's probabilities have shape {masses.shape}, not {shape}")
+        found = draw_from(masses, None if deterministic else generator)
         return Drawn(found.actions + start, found.probabilities)
 
     def from_density(seen: Seen, generator: RowGenerator) -> Drawn:
@@ -331,7 +335,7 @@ def choose_by_model(model: Any, action_space: Any, deterministic: bool) -> Choos
         return _squashed_gaussian(model, action_space)
     return _predicting(model, action_space, False)
 
-# %% ../../nbs/data/09_collector.ipynb #33e54226
+# %% ../../nbs/data/09_collector.ipynb #a854d586
 def tabular_environment(mdp: TabularMDP) -> Any:
     """A tabular world as a Gymnasium environment: states and actions are numbers, it never ends."""
     import gymnasium
@@ -366,6 +370,10 @@ def _maker(environment: Any, options: Mapping[str, Any]) -> Callable[[], Any]:
     """A function that makes one environment, or hands out the one that there is."""
     import gymnasium
 
+    if options and isinstance(environment, (TabularMDP, gymnasium.Env)):
+        raise InputError(
+            "options are for gymnasium.make or a function: this environment is made already"
+        )
     if isinstance(environment, TabularMDP):
         return lambda: tabular_environment(environment)
     if isinstance(environment, str):
@@ -410,9 +418,14 @@ def open_environments(
 
     single = isinstance(environment, gymnasium.Env)
     try:
-        return SyncVectorEnv([one] * (1 if single else count), autoreset_mode="Disabled")
-    except (gymnasium.error.Error, ImportError, TypeError) as problem:
-        raise InputError(f"the environment {environment!r} cannot be made: {problem}") from None
+        vector = SyncVectorEnv([one] * (1 if single else count), autoreset_mode="Disabled")
+    except InputError:
+        raise
+    except Exception as problem:  # an environment may raise anything at all
+        raise InputError(f"the environment {environment!r} cannot be made: {problem}") from problem
+    if len({id(made.unwrapped) for made in vector.envs}) < vector.num_envs:
+        raise InputError("the function returns the same environment again: it must make a new one")
+    return vector
 
 # %% ../../nbs/data/09_collector.ipynb #0e794d5c
 @dataclass
@@ -466,7 +479,7 @@ class Ledger:
         asked = self.transitions if self.episodes is None else self.episodes
         return self.reached() == asked
 
-# %% ../../nbs/data/09_collector.ipynb #28adf947
+# %% ../../nbs/data/09_collector.ipynb #3e70bd20
 @dataclass
 class Rollout:
     """Environments in mid-run, and the rows that were logged."""
@@ -486,8 +499,8 @@ class Rollout:
     steps: int = 0
 
     def flat(self, native: Any) -> np.ndarray:
-        """Observations as a learner sees them."""
-        return np.asarray(native) if is_image(self.space) else flatten(self.space, native)
+        """Observations as a learner sees them, copied: an environment may use its arrays again."""
+        return np.array(native if is_image(self.space) else flatten(self.space, native))
 
     def claim(self, which: np.ndarray) -> list[int | None]:
         """New episodes for the environments `which` `(B,)`; the seeds of their resets."""
@@ -549,7 +562,7 @@ def _batched(value: Any) -> Any:
         tuple(_batched(v) for v in value) if isinstance(value, tuple) else np.asarray(value)[None]
     )
 
-# %% ../../nbs/data/09_collector.ipynb #929b294d
+# %% ../../nbs/data/09_collector.ipynb #509afe98
 def _in_type(space: Any, tree: Any) -> Any:
     """Nested actions `(B, …)` in the types of their space."""
     if isinstance(tree, dict):
@@ -559,29 +572,46 @@ def _in_type(space: Any, tree: Any) -> Any:
     return np.asarray(tree).astype(space.dtype)
 
 
+def whole_bounds(space: Any) -> tuple[Any, Any] | None:
+    """The least and the greatest action of a space of whole numbers; None for any other."""
+    kind = type(space).__name__
+    if kind in ("Discrete", "MultiDiscrete"):
+        count = space.n if is_discrete(space) else space.nvec
+        return np.reshape(space.start, -1), np.reshape(space.start + count - 1, -1)
+    return (0, 1) if kind == "MultiBinary" else None
+
+
 def checked_actions(space: Any, actions: np.ndarray, count: int) -> np.ndarray:
     """Flattened actions `(B,)` or `(B, d)`; `InputError` for those that the space cannot have."""
     actions = np.asarray(actions)
-    if len(actions) != count or actions.dtype.kind not in "biuf":
+    if actions.shape[:1] != (count,) or actions.dtype.kind not in "biuf":
         raise InputError(
             f"the policy returned {actions.dtype} {actions.shape} for {count} observations"
         )
     if not np.isfinite(actions).all():
         raise InputError(f"the policy's action is not finite: {actions[~np.isfinite(actions)][0]}")
-    if is_discrete(space):
-        whole = actions.reshape(count).astype(int)
-        outside = (whole < space.start) | (whole >= space.start + space.n)
-        if outside.any() or (whole != actions.reshape(count)).any():
-            bad = actions.reshape(count)[outside | (whole != actions.reshape(count))][0]
-            raise InputError(f"the policy chose action {bad}, and the environment has {space}")
-        return whole
-    flat = actions.reshape(count, -1)
-    wide = width(space)
+    flat, wide = actions.reshape(count, -1), 1 if is_discrete(space) else width(space)
     if flat.shape[1] != wide:
         raise InputError(f"the policy's actions have {flat.shape[1]} numbers, and {space} {wide}")
-    return flat
+    bounds = whole_bounds(space)
+    if bounds is None:
+        return flat
+    bad = (flat < bounds[0]) | (flat > bounds[1]) | (flat != np.floor(flat))
+    if bad.any():
+        raise InputError(f"the policy chose action {flat[bad][0]}, and the environment has {space}")
+    return flat.astype(int)[:, 0] if is_discrete(space) else flat.astype(int)
 
-# %% ../../nbs/data/09_collector.ipynb #aa3facbb
+
+def checked_probabilities(values: Any, count: int) -> np.ndarray:
+    """Probabilities or densities `(B,)`; `InputError` for another shape, a negative one or NaN."""
+    values = np.asarray(values, dtype=float)
+    if values.shape != (count,):
+        raise InputError(f"probabilities have shape {values.shape}, not {(count,)}: one an action")
+    if not (values >= 0).all():
+        raise InputError(f"the probability of an action is {values[~(values >= 0)][0]}")
+    return values
+
+# %% ../../nbs/data/09_collector.ipynb #b50d08ed
 def clipped_actions(space: Any, actions: np.ndarray, clip: bool) -> np.ndarray:
     """Actions `(B,)` or `(B, d)` as the environment gets them: a box's in its type and bounds."""
     if type(space).__name__ != "Box":
@@ -626,7 +656,8 @@ def advance(rollout: Rollout, choose: Chooser, clip: bool, shared: np.random.Gen
     row = {"episode": owners, "obs": flat, "action": given, "reward": np.asarray(rewards, float)}
     row |= {"terminated": np.asarray(over), "truncated": np.asarray(cut)}
     if drawn.probabilities is not None:
-        row |= {"probability": np.asarray(drawn.probabilities), "drawn": actions}
+        told = checked_probabilities(drawn.probabilities, len(flat))
+        row |= {"probability": told, "drawn": actions}
     ended = (row["terminated"] | row["truncated"]) & ~rollout.resetting
     row |= info_values(rollout, infos, ended)
     rollout.rows.append({name: values[live] for name, values in row.items()})
@@ -699,7 +730,7 @@ def probability_columns(rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
     masked = pl.Series("behaviour_prob", np.where(changed, np.nan, density)).fill_nan(None)
     return {"behaviour_prob": masked, "drawn_action": drawn, "drawn_prob": density}
 
-# %% ../../nbs/data/09_collector.ipynb #55f8edfc
+# %% ../../nbs/data/09_collector.ipynb #27ebc3cd
 def collect(
     policy: Any,
     environment: Any,
@@ -748,7 +779,8 @@ def collect(
         if is_image(space) and images is None:
             raise InputError("observations are images: pass images=, the .npy file they go to")
         choose = choose_actions(policy, action_space, deterministic, probability)
-        rollout = Rollout(vector, ledger, seed, space, infos=infos)
+        names = [infos] if isinstance(infos, str) else infos
+        rollout = Rollout(vector, ledger, seed, space, infos=names)
         roll(rollout, choose, clip, stream(seed, "policy", "shared"), "collecting")
         about = described(environment, vector)
     finally:
@@ -764,16 +796,17 @@ def collect(
     about |= {"cut": found.cut, "environment_steps": rollout.steps}
     return replace(made, origin=replace(made.origin, outcome=recorded(about)))
 
-# %% ../../nbs/data/09_collector.ipynb #e4c4bfb6
+# %% ../../nbs/data/09_collector.ipynb #795c231c
 def _asked(transitions: int | None, episodes: int | None, environments: int) -> Ledger:
     """What was asked for; `InputError` unless it is one positive number, of one kind."""
     if (transitions is None) == (episodes is None):
         raise InputError("say how much to collect: transitions= or episodes=, one of the two")
-    if (transitions or episodes or 0) < 1 or environments < 1:
-        raise InputError(
-            f"transitions={transitions}, episodes={episodes}, environments={environments}:"
-            " pass 1 or more"
-        )
+    for number in (transitions if episodes is None else episodes, environments):
+        if not isinstance(number, (int, np.integer)) or number < 1:
+            raise InputError(
+                f"transitions={transitions}, episodes={episodes}, environments={environments}:"
+                " pass 1 or more, whole numbers"
+            )
     return Ledger(transitions, episodes)
 
 

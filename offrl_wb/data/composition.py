@@ -133,10 +133,13 @@ def label_parts(episodes: pl.DataFrame, names: Sequence[str], counts: np.ndarray
     )
     return frame.drop("label")
 
-# %% ../../nbs/data/11_composition.ipynb #46b2294d
+# %% ../../nbs/data/11_composition.ipynb #331a0f0d
 def _shares(values: Any, count: int) -> np.ndarray:
     """Shares `(K,)` scaled to sum to one; `InputError` unless they are `count` numbers >= 0."""
-    shares = np.asarray(values, dtype=float).reshape(-1)
+    try:
+        shares = np.asarray(values, dtype=float).reshape(-1)
+    except (TypeError, ValueError):
+        raise InputError(f"the shares {values} are no numbers") from None
     if len(shares) != count or not (np.isfinite(shares) & (shares >= 0)).all() or shares.sum() <= 0:
         raise InputError(f"{count} parts need as many shares of 0 or more: found {shares.tolist()}")
     return shares / shares.sum()
@@ -231,7 +234,7 @@ def _draw(
     outcome = {"of": of, "parts": pl.DataFrame(told).to_dicts()}
     return Mixture(transitions, label_parts(episodes, names, counts), outcome)
 
-# %% ../../nbs/data/11_composition.ipynb #675ff22f
+# %% ../../nbs/data/11_composition.ipynb #1e016773
 def mix(
     parts: Sequence[Dataset] | Mapping[str, Dataset],
     shares: Sequence[float] | Mapping[str, float],
@@ -255,7 +258,7 @@ def mix(
         if isinstance(shares, Mapping):
             shares = _by_name(shares, list(parts))
         parts = list(parts.values())
-    if not len(parts):
+    if isinstance(parts, Dataset) or not len(parts):
         raise InputError("there are no parts: pass at least one dataset")
     called, parts = part_names(parts, names), list(parts)
     shares = _by_name(shares, called) if isinstance(shares, Mapping) else list(shares)
@@ -463,13 +466,16 @@ def mix_qualities(
     parts = {level: by_quality(dataset, level, expert, medium) for level in shares}
     return mix(parts, shares, of, size, replace, seed=seed)
 
-# %% ../../nbs/data/11_composition.ipynb #2458903d
-def by_source(dataset: Dataset, sources: str | Sequence[str], column: str = "source") -> Dataset:
+# %% ../../nbs/data/11_composition.ipynb #adfed380
+def by_source(dataset: Dataset, sources: Any, column: str = "source") -> Dataset:
     """The episodes of one or several behaviour sources, or values of another episode `column`.
 
+    `sources`: one value of the column, or a list of them.
     Raises `InputError` for a column or a source that is not there.
     """
-    wanted = [sources] if isinstance(sources, str) else list(sources)
+    wanted = (
+        list(sources) if isinstance(sources, (list, tuple, np.ndarray, pl.Series)) else [sources]
+    )
     if column not in dataset.episodes.columns:
         raise InputError(
             f"the episodes have no column {column!r}:"

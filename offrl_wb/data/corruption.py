@@ -320,7 +320,7 @@ def plans(element: Any, mode: Any, rate: Any, scale: Any, same_mask: bool) -> li
         raise InputError("one mask has one rate: pass the same rate for every element")
     return sorted(made, key=lambda plan: list(COLUMNS).index(plan.element))
 
-# %% ../../nbs/data/12_corruption.ipynb #6086e75d
+# %% ../../nbs/data/12_corruption.ipynb #68343ae5
 def element_column(dataset: Dataset, element: str) -> Column:
     """The column that is corrupted, with its scales; `InputError` where noise would make no sense.
 
@@ -329,7 +329,6 @@ def element_column(dataset: Dataset, element: str) -> Column:
     frame, spec = dataset.transitions, dataset.spec
     if element == "rewards":
         rewards = as_numpy(frame["reward"])[:, None]
-        rewards = rewards if rewards.dtype.kind == "f" else rewards.astype(np.float64)
         zero = np.zeros(1, dtype=np.int64)
         return Column(rewards, ["reward"], deviations(rewards, ["reward"]), zero, zero)
     if element != "actions" and spec.images is not None:

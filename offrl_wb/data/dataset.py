@@ -6,12 +6,14 @@
 __all__ = ['NAME', 'REQUIRED', 'flags', 'episode_starts', 'as_column', 'as_numpy', 'with_unknown', 'Ends', 'chain_holds',
            'final_from_following', 'Cut', 'cut_last_rows', 'tidy_transitions', 'tidy_episodes', 'Arrays', 'Tensors',
            'following', 'widened', 'Blocks', 'blocks', 'copy_rows', 'gather_episodes', 'common_space', 'common_spec',
-           'plain', 'rows_frame', 'final_ends', 'episodes_frame', 'keep_rows', 'shortened', 'Dataset', 'concatenate']
+           'plain', 'whole_numbers', 'rows_frame', 'final_ends', 'episodes_frame', 'keep_rows', 'shortened', 'which',
+           'with_given', 'Dataset', 'concatenate']
 
-# %% ../../nbs/data/03_dataset.ipynb #30a7df97
+# %% ../../nbs/data/03_dataset.ipynb #fed84d16
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -144,7 +146,7 @@ def cut_last_rows(
     truncated[ends[cut & alive] - 1] = True
     return Cut(keep, truncated, observations[ends[cut & alive]], cut[alive])
 
-# %% ../../nbs/data/03_dataset.ipynb #9c0374e7
+# %% ../../nbs/data/03_dataset.ipynb #168cc642
 def _floor(frame: pl.DataFrame) -> None:
     """`InputError` unless `frame` is a transitions table."""
     missing = [name for name in REQUIRED if name not in frame.columns]
@@ -155,7 +157,7 @@ def _floor(frame: pl.DataFrame) -> None:
         )
     if not len(frame):
         raise InputError("no transition is left: a dataset has at least one")
-    for name in ("obs", "action", "reward", "terminated", "truncated", "next_obs"):
+    for name in (*REQUIRED, "next_obs"):
         if name in frame.columns and frame[name].has_nulls():
             row = int(frame[name].is_null().arg_max() or 0)
             raise InputError(f"{name} is null at row {row}: fill it or leave the row out")
@@ -164,13 +166,45 @@ def _floor(frame: pl.DataFrame) -> None:
             raise InputError(f"{name} has type {frame[name].dtype}: it must be Boolean")
 
 
+def _typed(name: str, dtype: Any) -> Any:
+    """The type in which a dataset keeps the column `name` of type `dtype`; else `InputError`."""
+    if name in ("episode", "step"):
+        if dtype.is_integer():
+            return pl.UInt32 if name == "episode" else pl.Int32
+        raise InputError(f"{name} has type {dtype}: it must hold whole numbers")
+    if name == "reward":
+        if dtype.is_numeric() or dtype == pl.Boolean:
+            return dtype if dtype in (pl.Float32, pl.Float64) else pl.Float64
+        raise InputError(f"reward has type {dtype}: it must hold numbers")
+    if isinstance(dtype, pl.Array) and len(dtype.shape) == 1:
+        inner = cast(Any, dtype.inner)
+        if inner in (pl.Float32, pl.Float64):
+            return dtype
+        if inner.is_integer() or inner == pl.Boolean:
+            return pl.Array(pl.Int64, dtype.shape[0])
+    elif dtype.is_integer():
+        return pl.Int64
+    raise InputError(
+        f"{name} has type {dtype}: it must hold whole numbers, or vectors of numbers, Array(…, d)"
+    )
+
+
 def tidy_transitions(frame: pl.DataFrame) -> pl.DataFrame:
     """The transitions in their types, vectors in one piece; `InputError` if they are no such table.
 
     Episodes must be numbered 0, 1, … in the order of the rows.
     """
     _floor(frame)
-    frame = frame.with_columns(pl.col("episode").cast(pl.UInt32), pl.col("step").cast(pl.Int32))
+    names = [
+        n for n in ("episode", "step", "obs", "action", "reward", "next_obs") if n in frame.columns
+    ]
+    types = {name: _typed(name, frame.schema[name]) for name in names}
+    try:
+        frame = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in types.items())
+    except pl.exceptions.PolarsError as error:
+        raise InputError(
+            f"a number is too large or negative: {str(error).splitlines()[0]}"
+        ) from None
     numbers = frame["episode"].to_numpy()
     jumps = np.flatnonzero((numbers[1:] != numbers[:-1]) & (numbers[1:] != numbers[:-1] + 1))
     if numbers[0] or len(jumps):
@@ -180,7 +214,7 @@ def tidy_transitions(frame: pl.DataFrame) -> pl.DataFrame:
         )
     return frame.rechunk() if frame.n_chunks() > 1 else frame
 
-# %% ../../nbs/data/03_dataset.ipynb #48eda9f3
+# %% ../../nbs/data/03_dataset.ipynb #3b6d2e37
 def tidy_episodes(frame: pl.DataFrame | None, count: int, like: pl.Series) -> pl.DataFrame:
     """The episodes table with its two columns, `episode` and `final_obs` of the type of `like`.
 
@@ -197,7 +231,11 @@ def tidy_episodes(frame: pl.DataFrame | None, count: int, like: pl.Series) -> pl
         raise InputError("the episodes table must list episodes 0, 1, … in order")
     final = frame["final_obs"] if "final_obs" in frame.columns else pl.Series([None] * count)
     rest = frame.drop("episode", "final_obs", strict=False)
-    return pl.DataFrame([numbers, final.cast(like.dtype).alias("final_obs"), *rest])
+    try:
+        final = final.cast(like.dtype).alias("final_obs")
+    except pl.exceptions.PolarsError:
+        raise InputError(f"final_obs has type {final.dtype}, obs {like.dtype}") from None
+    return pl.DataFrame([numbers, final, *rest])
 
 # %% ../../nbs/data/03_dataset.ipynb #d1292e6b
 class Arrays(NamedTuple):
@@ -282,13 +320,22 @@ def copy_rows(source: np.ndarray, wanted: Blocks, target: np.ndarray) -> None:
         target[place : place + stop - first] = source[first:stop]
         place += stop - first
 
-# %% ../../nbs/data/03_dataset.ipynb #f8c7dd0a
+# %% ../../nbs/data/03_dataset.ipynb #8041bde9
+def _stacked(frames: Sequence[pl.DataFrame], how: Any) -> pl.DataFrame:
+    """`frames` one after another; `InputError` where a column has types that do not mix."""
+    try:
+        return pl.concat(frames, how=how, rechunk=True)
+    except pl.exceptions.PolarsError as error:
+        told = str(error).splitlines()[0]
+        raise InputError(f"a column has types that do not mix: {told}") from None
+
+
 def _gather_column(name: str, columns: Sequence[pl.Series], wanted: Sequence[Blocks]) -> pl.Series:
     """One column of several datasets, the wanted rows one after another."""
     plain = all(c.dtype.is_numeric() or c.dtype == pl.Array for c in columns)
     if not plain or any(c.has_nulls() for c in columns):
         gathered = [c.gather(w.rows).to_frame(name) for c, w in zip(columns, wanted, strict=True)]
-        return pl.concat(gathered, how="vertical_relaxed", rechunk=True)[name]
+        return _stacked(gathered, "vertical_relaxed")[name]
     arrays = [as_numpy(c) for c in columns]
     total = sum(len(w.rows) for w in wanted)
     target = np.empty((total, *arrays[0].shape[1:]), np.result_type(*arrays))
@@ -299,7 +346,7 @@ def _gather_column(name: str, columns: Sequence[pl.Series], wanted: Sequence[Blo
         place += len(each.rows)
     return pl.Series(name, target)
 
-# %% ../../nbs/data/03_dataset.ipynb #266f9b2d
+# %% ../../nbs/data/03_dataset.ipynb #88fdab14
 def _column(part: "Dataset", name: str, dtype: pl.DataType) -> pl.Series:
     """A column of one part; where it has none, its next observations, or nulls."""
     if name in part.transitions.columns:
@@ -337,11 +384,11 @@ def gather_episodes(
     rows = [p.episodes[np.asarray(k, int)] for p, k in zip(parts, picks, strict=True)]
     final = next(c.dtype for c in columns if c.name == "obs")
     rows = [r.with_columns(pl.col("final_obs").cast(final)) for r in rows if len(r)]
-    episodes = pl.concat(rows, how="diagonal_relaxed", rechunk=True)
+    episodes = _stacked(rows, "diagonal_relaxed")
     episodes = episodes.with_columns(episode=np.arange(len(lengths), dtype=np.uint32))
     return pl.DataFrame([pl.Series("episode", numbers), *columns]), episodes
 
-# %% ../../nbs/data/03_dataset.ipynb #bfdb7d85
+# %% ../../nbs/data/03_dataset.ipynb #2ea2b699
 def common_space(first: Any, second: Any, name: str) -> Any:
     """The smallest space that holds both: wider bounds, more discrete values; else `InputError`."""
     from gymnasium import spaces
@@ -357,8 +404,8 @@ def common_space(first: Any, second: Any, name: str) -> Any:
         if first.start == second.start:
             return spaces.Discrete(int(max(first.n, second.n)), start=int(first.start))
     if isinstance(first, spaces.MultiDiscrete) and isinstance(second, spaces.MultiDiscrete):
-        if first.shape == second.shape:
-            return spaces.MultiDiscrete(np.maximum(first.nvec, second.nvec))
+        if first.shape == second.shape and (first.start == second.start).all():
+            return spaces.MultiDiscrete(np.maximum(first.nvec, second.nvec), start=first.start)
     raise InputError(f"the {name} spaces {first} and {second} do not fit together")
 
 
@@ -385,7 +432,7 @@ def common_spec(specs: Sequence[Spec]) -> Spec:
         shared("name", ""),
     )
 
-# %% ../../nbs/data/03_dataset.ipynb #71a7ff40
+# %% ../../nbs/data/03_dataset.ipynb #14ce7f82
 def plain(values: Any, space: Any, name: str) -> np.ndarray:
     """`values` as numbers `(N,)` or `(N, d)`: named parts and images flattened by `space`.
 
@@ -396,19 +443,36 @@ def plain(values: Any, space: Any, name: str) -> np.ndarray:
         if space is None:
             raise InputError(f"{name} come as named parts: pass a spec that says in which order")
         return flatten(space, values)
-    values = np.asarray(values)
-    if values.dtype.kind not in "biuf":
-        raise InputError(f"{name} hold {values.dtype}: pass numbers")
-    if values.ndim != 1 or values.dtype.kind == "f":
+    try:
+        values = np.asarray(values)
+    except ValueError:
+        raise InputError(f"{name} have rows of different lengths") from None
+    if values.dtype.kind not in "biuf" or not values.ndim:
+        raise InputError(f"{name} hold {values.dtype} {values.shape}: pass rows of numbers")
+    kind = type(space).__name__
+    if values.ndim != 1 or values.dtype.kind == "f" or kind not in ("Discrete", "NoneType"):
         values = values.reshape(len(values), prod(values.shape[1:]))
     numbers = 1 if values.ndim == 1 else values.shape[1]
     if space is not None and numbers != width(space):
         raise InputError(f"{name} have {numbers} numbers each, and {space} has {width(space)}")
-    if type(space).__name__ == "Discrete" and values.dtype.kind != "f":
-        return values.reshape(-1)
-    return values
+    if kind in ("Discrete", "MultiDiscrete", "MultiBinary"):
+        values = whole_numbers(values, name)
+    return values.reshape(-1) if kind == "Discrete" else values
 
-# %% ../../nbs/data/03_dataset.ipynb #f99dc38d
+
+def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """`values` `(N, …)` as whole numbers; `InputError` at the first that is none."""
+    if values.dtype.kind != "f":
+        return values
+    whole = np.isfinite(values) & (values == np.floor(values))
+    if not whole.all():
+        place = np.unravel_index(int(np.argmin(whole)), values.shape)
+        raise InputError(
+            f"{name} hold {values[place]} at row {place[0]}: the space is of whole numbers"
+        )
+    return values.astype(np.int64)
+
+# %% ../../nbs/data/03_dataset.ipynb #184a3837
 def rows_frame(
     columns: Mapping[str, Any], starts: np.ndarray, step: Any, copy: bool
 ) -> pl.DataFrame:
@@ -421,10 +485,11 @@ def rows_frame(
     numbers = np.repeat(np.arange(len(starts), dtype=np.uint32), lengths)
     if step is None:
         step = np.arange(size, dtype=np.int32) - np.repeat(starts, lengths).astype(np.int32)
-    series = [pl.Series("episode", numbers), pl.Series("step", np.asarray(step)).cast(pl.Int32)]
-    for name, values in columns.items():
-        if len(values) != size:
-            raise InputError(f"{name} has {len(values)} rows, and there are {size} observations")
+    series = [pl.Series("episode", numbers)]
+    for name, values in {"step": np.asarray(step), **columns}.items():
+        rows = len(values) if np.ndim(values) else 0
+        if rows != size:
+            raise InputError(f"{name} has {rows} rows, and there are {size} observations")
         kind = getattr(values, "dtype", None)
         numeric = isinstance(kind, np.dtype) and kind.kind in "iuf"
         try:
@@ -433,7 +498,7 @@ def rows_frame(
             raise InputError(f"{name} is no column: {str(error).splitlines()[0]}") from None
     return pl.DataFrame(series)
 
-# %% ../../nbs/data/03_dataset.ipynb #859e78d4
+# %% ../../nbs/data/03_dataset.ipynb #fbf3d6d0
 def final_ends(
     observations: np.ndarray, ahead: Any, final: Any, starts: np.ndarray, space: Any
 ) -> Ends:
@@ -462,9 +527,15 @@ def final_ends(
     if len(final) != len(starts):
         raise InputError(f"there are {len(final)} final observations and {len(starts)} episodes")
     known = np.asarray(~unknown.reshape(len(final), -1).any(axis=1))
-    return Ends(final[known], known, None)
+    last = final[known]
+    if observations.dtype.kind != "f":
+        last = whole_numbers(last, "final observations").reshape(-1, *observations.shape[1:])
+    if last.shape[1:] != observations.shape[1:]:
+        shapes = f"{last.shape[1:]}, observations {observations.shape[1:]}"
+        raise InputError(f"final observations have rows of shape {shapes}")
+    return Ends(last, known, None)
 
-# %% ../../nbs/data/03_dataset.ipynb #9ecc03f5
+# %% ../../nbs/data/03_dataset.ipynb #d4778343
 def episodes_frame(starts: np.ndarray, ids: Any, columns: Mapping[str, Any]) -> pl.DataFrame:
     """The episodes table: `columns`, each one value or one for each episode, and the log's own ids."""
     table = {"episode": np.arange(len(starts), dtype=np.uint32)}
@@ -475,6 +546,8 @@ def episodes_frame(starts: np.ndarray, ids: Any, columns: Mapping[str, Any]) -> 
             frame = frame.with_columns(own)
     for name, values in columns.items():
         scalar = isinstance(values, str) or np.ndim(values) == 0
+        if name in ("episode", "final_obs"):
+            raise InputError(f"{name} is made from other arguments: it is no further column")
         column = pl.lit(values) if scalar else pl.Series(name, values)
         if not scalar and len(values) != len(starts):
             raise InputError(f"{name} has {len(values)} rows, and there are {len(starts)} episodes")
@@ -534,7 +607,52 @@ def shortened(
     )
     return frame, table, int((~cut.keep).sum())
 
-# %% ../../nbs/data/03_dataset.ipynb #4d9a6f4d
+# %% ../../nbs/data/03_dataset.ipynb #e54cf284
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """`array` itself, from now on read-only."""
+    array.flags.writeable = False
+    return array
+
+
+def which(frame: pl.DataFrame, predicate: pl.Expr) -> np.ndarray:
+    """Rows `(N,)` of `frame` for which `predicate` is true; null is false.
+
+    One value stands for all rows. Raises `InputError` for anything but a Polars condition on the
+    columns there are.
+    """
+    if not isinstance(predicate, pl.Expr):
+        raise InputError(f"the condition is a {type(predicate).__name__}: pass a Polars expression")
+    try:
+        found = frame.with_columns(_keep=predicate)["_keep"]
+    except pl.exceptions.PolarsError as error:
+        raise InputError(
+            f"the condition cannot be evaluated: {str(error).splitlines()[0]}"
+        ) from None
+    if found.dtype != pl.Boolean:
+        raise InputError(f"the condition gives {found.dtype}: it must be true or false")
+    return found.fill_null(False).to_numpy()
+
+
+def with_given(
+    frame: pl.DataFrame, columns: Mapping[str, Any]
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """`frame` with further columns, expressions or arrays, and the columns as they are recorded.
+
+    Raises `InputError` for an array of another length or an expression that fails.
+    """
+    whole = {
+        name: pl.Series(name, v) if isinstance(v, (np.ndarray, list, tuple, pl.Series)) else v
+        for name, v in columns.items()
+    }
+    for name, values in whole.items():
+        if isinstance(values, pl.Series) and len(values) != len(frame):
+            raise InputError(f"{name} has {len(values)} values, and there are {len(frame)} rows")
+    try:
+        return frame.with_columns(**whole), whole
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"the columns cannot be made: {str(error).splitlines()[0]}") from None
+
+# %% ../../nbs/data/03_dataset.ipynb #6a1175b3
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Logged experience: transitions, episodes, and what they are about.
@@ -555,6 +673,11 @@ class Dataset:
         transitions = tidy_transitions(self.transitions)
         count = int(transitions["episode"][-1]) + 1
         episodes = tidy_episodes(self.episodes, count, transitions["obs"])
+        told = self.episodes is not None and "final_obs" in self.episodes.columns
+        if "next_obs" in transitions.columns and not told:
+            last = transitions["episode"] != transitions["episode"].shift(-1, fill_value=count)
+            ends = transitions["next_obs"].filter(last).cast(transitions["obs"].dtype)
+            episodes = episodes.with_columns(final_obs=ends)
         object.__setattr__(self, "transitions", transitions)
         object.__setattr__(self, "episodes", episodes)
 
@@ -579,12 +702,12 @@ class Dataset:
     def starts(self) -> np.ndarray:
         """Row of the first transition of each episode, `(E,)`."""
         numbers = self.transitions["episode"].to_numpy()
-        return np.append(0, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1)
+        return _frozen(np.append(0, np.flatnonzero(numbers[1:] != numbers[:-1]) + 1))
 
     @cached_property
     def lengths(self) -> np.ndarray:
         """Number of transitions of each episode, `(E,)`."""
-        return np.diff(np.append(self.starts, len(self)))
+        return _frozen(np.diff(np.append(self.starts, len(self))))
 
     @property
     def ends(self) -> np.ndarray:
@@ -602,10 +725,18 @@ class Dataset:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """How the dataset was made; what came from outside is known by its content."""
-        if self.origin.parents or self.origin.content:
+        """How the dataset was made.
+
+        What came from outside is known by its content and the whole spec (a discount, say, changes
+        what becomes of it), and so is what was made with something that could not be written down,
+        such as an attacker.
+        """
+        if self.origin.content or (self.origin.parents and self.origin.complete):
             return self.origin
-        return replace(self.origin, content=self.content_hash)
+        bare = Spec(self.spec.observation_space, self.spec.action_space)
+        spec = pl.DataFrame({"spec": [str(self.spec.to_json())]})
+        about = frame_hash(spec) if self.spec != bare else ""
+        return replace(self.origin, content=self.content_hash, about=about)
 
     def derive(
         self,
@@ -632,7 +763,9 @@ class Dataset:
             self.transitions if transitions is None else transitions,
             self.episodes if episodes is None else episodes,
             self.spec if spec is None else spec,
-            Provenance(operation, noted, seed, before, "", outcome, attribute, many),
+            Provenance(
+                operation, noted, seed, before, outcome=outcome, attribute=attribute, many=many
+            ),
         )
 
     # Made from
@@ -684,7 +817,10 @@ class Dataset:
         about = ({} if source is None else {"source": source}) | dict(episode_columns or {})
         table = episodes_frame(starts, episode, about)
         rows = {"obs": seen, "action": done, "reward": np.asarray(rewards).reshape(-1)}
-        rows |= {"terminated": over, "truncated": cut} | dict(columns or {})
+        rows |= {"terminated": over, "truncated": cut}
+        if clash := sorted({"episode", "step", "next_obs", *rows} & set(columns or {})):
+            raise InputError(f"{clash[0]} is made from other arguments: it is no further column")
+        rows |= dict(columns or {})
         made = Provenance(operation, {k: recorded(v) for k, v in (parameters or {}).items()}, seed)
         if next_observations is None and final_observations is None:
             frame, table, given_up = shortened(rows, starts, step, table, copy)
@@ -792,16 +928,21 @@ class Dataset:
                     f"the mask has shape {wanted.shape}: {self.episode_count} episodes"
                 )
             wanted = np.flatnonzero(wanted)
-        if wanted.size and (wanted.min() < 0 or wanted.max() >= self.episode_count):
-            raise InputError(f"episode {wanted.max()} is asked for; there are {self.episode_count}")
+        if wanted.ndim != 1 or (wanted.size and wanted.dtype.kind not in "iu"):
+            raise InputError(f"episodes are {wanted.dtype} {wanted.shape}: pass a list of numbers")
+        odd = wanted[(wanted < 0) | (wanted >= self.episode_count)]
+        if len(odd):
+            raise InputError(
+                f"episode {odd[0]} is asked for; there are {self.episode_count}, from 0 on"
+            )
         transitions, table = gather_episodes([self], [wanted])
         operation = f"{NAME}.Dataset.select"
         return self.derive(operation, {"episodes": wanted}, transitions=transitions, episodes=table)
 
     def filter_episodes(self, predicate: pl.Expr) -> "Dataset":
         """The episodes for which `predicate`, over `episode_table()`, is true."""
-        keep = self.episode_table().select(predicate.alias("keep"))["keep"].fill_null(False)
-        transitions, table = gather_episodes([self], [np.flatnonzero(keep.to_numpy())])
+        keep = which(self.episode_table(), predicate)
+        transitions, table = gather_episodes([self], [np.flatnonzero(keep)])
         operation, noted = f"{NAME}.Dataset.filter_episodes", {"predicate": predicate}
         return self.derive(operation, noted, transitions=transitions, episodes=table)
 
@@ -810,8 +951,7 @@ class Dataset:
 
         An episode is truncated where its end is left out.
         """
-        keep = self.transitions.select(predicate.alias("keep"))["keep"].fill_null(False).to_numpy()
-        transitions, table = self._from_rows(keep)
+        transitions, table = self._from_rows(which(self.transitions, predicate))
         operation, noted = f"{NAME}.Dataset.filter", {"predicate": predicate}
         return self.derive(operation, noted, transitions=transitions, episodes=table)
 
@@ -823,16 +963,16 @@ class Dataset:
         for name in ("episode", "obs", "next_obs"):
             if name in columns:
                 raise InputError(f"{name} cannot be replaced: build a dataset with from_arrays")
-        frame = self.transitions.with_columns(**columns)
-        return self.derive(f"{NAME}.Dataset.with_columns", columns, transitions=frame)
+        frame, noted = with_given(self.transitions, columns)
+        return self.derive(f"{NAME}.Dataset.with_columns", noted, transitions=frame)
 
     def with_episode_columns(self, **columns: Any) -> "Dataset":
         """Columns of the episodes added or replaced, by Polars expressions or arrays `(E,)`."""
-        frame = self.episode_table().with_columns(**columns)
+        frame, noted = with_given(self.episode_table(), columns)
         frame = frame.select(
             *self.episodes.columns, *(n for n in columns if n not in self.episodes.columns)
         )
-        return self.derive(f"{NAME}.Dataset.with_episode_columns", columns, episodes=frame)
+        return self.derive(f"{NAME}.Dataset.with_episode_columns", noted, episodes=frame)
 
     def label(self, source: str) -> "Dataset":
         """Every episode's `source` set to this name."""
@@ -850,12 +990,15 @@ class Dataset:
         missing = [k for k in keys if k not in table.columns or k not in frame.columns]
         if missing or how not in ("left", "inner"):
             raise InputError(f"cannot join on {missing or keys} with how={how!r}")
-        if frame.select(keys).is_duplicated().any():
+        types = {key: table[key].dtype for key in keys}
+        try:
+            found = frame.with_columns(pl.col(k).cast(t) for k, t in types.items())
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"the keys are of other types: {str(error).splitlines()[0]}") from None
+        if found.select(keys).is_duplicated().any():
             raise InputError(
                 f"{', '.join(keys)} is not unique in the joined frame: nothing was joined"
             )
-        types = {key: table[key].dtype for key in keys}
-        found = frame.with_columns(pl.col(k).cast(t) for k, t in types.items())
         whole = table.join(
             found.with_columns(_found=True), on=keys, how="left", maintain_order="left"
         )
@@ -875,12 +1018,13 @@ class Dataset:
 
     def split(self, shares: Sequence[float], seed: int = 0) -> "list[Dataset]":
         """Disjoint parts with these shares of the episodes, drawn at random; order is kept."""
-        if not shares or min(shares) <= 0 or sum(shares) > 1 + 1e-9:
-            raise InputError(f"the shares {list(shares)} must be positive and sum to at most 1")
+        shares = list(shares)
+        if not shares or not all(share > 0 for share in shares) or sum(shares) > 1 + 1e-9:
+            raise InputError(f"the shares {shares} must be positive and sum to at most 1")
         edges = np.round(np.cumsum([0, *shares]) * self.episode_count).astype(int)
         order = stream(seed, "split").permutation(self.episode_count)
         parts = []
-        for number, (a, b) in enumerate(zip(edges, edges[1:], strict=False)):
+        for number, (a, b) in enumerate(pairwise(edges)):
             if a == b:
                 raise InputError(f"share {number} of {self.episode_count} episodes holds none")
             frames = gather_episodes([self], [np.sort(order[a:b])])

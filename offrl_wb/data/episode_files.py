@@ -145,7 +145,7 @@ def complete_rows(steps: Steps, where: Spans, following: np.ndarray | None) -> R
     own = (steps.seen, steps.actions, steps.rewards, steps.terminated, cut, following)
     return Rows(*own, episode=ids, columns=steps.columns, episode_columns=steps.episode_columns)
 
-# %% ../../nbs/data/17_episode_files.ipynb #a415172e
+# %% ../../nbs/data/17_episode_files.ipynb #d192b4d6
 OGBENCH = ("observations", "actions", "terminals")
 OPTIONAL = ("rewards", "masks", "valids", "truncated")
 AHEAD = "next_observations"
@@ -167,9 +167,10 @@ def load_ogbench(file: ArrayFile, spec: Spec | None) -> Loaded:
         raise file.missing(OGBENCH[0])
     rows, optional = row_count(file, leader[0]), [k for k in OPTIONAL if k in file.headers]
     pictures = is_image(file, OGBENCH[0])
-    ahead = [] if pictures else keys_of(file, AHEAD)
+    next_ones = keys_of(file, AHEAD)
+    ahead = [] if pictures else next_ones
     check_rows(file, [*leader, *OGBENCH[1:], *optional, *ahead], rows, leader[0])
-    more = extras(file, {*leader, *OGBENCH, *OPTIONAL, *keys_of(file, AHEAD)}, rows)
+    more = extras(file, {*leader, *OGBENCH, *OPTIONAL, *next_ones}, rows)
     own = [KNOWN] if KNOWN in file.headers else []
     loaded = [] if pictures else [*leader, *ahead]
     arrays = file.read([*loaded, *OGBENCH[1:], *optional, *more.rows, *more.episodes, *own])
@@ -180,18 +181,19 @@ def load_ogbench(file: ArrayFile, spec: Spec | None) -> Loaded:
     reward = arrays.get("rewards", np.zeros(rows, dtype=np.float32))
     arrays["rewards"] = scalar(file, "rewards", reward)
     columns, episodes = (columns_of(keys, arrays) for keys in (more.rows, more.episodes))
-    return Loaded(arrays, columns, episodes, more.left)
+    left = [*more.left, *next_ones] if pictures else more.left
+    return Loaded(arrays, columns, episodes, left)
 
-# %% ../../nbs/data/17_episode_files.ipynb #51157477
+# %% ../../nbs/data/17_episode_files.ipynb #c2c0bb40
 def read_ogbench(
     path: str | Path, *, images: str | Path | None = None, spec: Spec | None = None
 ) -> Dataset:
     """An OGBench file: npz with `observations`, `actions`, `terminals` (ends of trajectories).
 
     With `valids`, rows where it is 0 are last steps (the compact form); with `next_observations`
-    every row is a transition. `rewards` and `masks` are read if they are there; without rewards
-    all are 0. `images`: the `.npy` file to unpack pictures into. Raises `InputError` with the file,
-    the key and the first bad row. Source: Park et al. 2025.
+    that are no pictures, every row is a transition. `rewards` and `masks` are read if they are
+    there; without rewards all are 0. `images`: the `.npy` file to unpack pictures into. Raises
+    `InputError` with the file, the key and the first bad row. Source: Park et al. 2025.
     """
     file = open_arrays(path)
     own = spec or stored_spec(file)
@@ -328,17 +330,27 @@ def piece_of(file: ArrayFile, arrays: Mapping[str, np.ndarray]) -> Piece:
         check_rows(file, keys_of(file, keys["following"]), steps, leader[0])
     return piece
 
-# %% ../../nbs/data/17_episode_files.ipynb #b1c71ec3
+# %% ../../nbs/data/17_episode_files.ipynb #43ca4dd3
 def last_steps(piece: Piece) -> np.ndarray:
-    """Which steps `(M,)` are the last of their episode: by flags, ends, ids, or the file's end."""
+    """Which steps `(M,)` are the last of their episode: by flags, ends, ids, or the file's end.
+
+    Raises `InputError` where these contradict each other.
+    """
+    told = _from_flags(piece)
+    if "ends" in piece.keys:
+        told[piece.keys["ends"]] = _from_ends(piece)
+    if "episode" in piece.keys:
+        told[piece.keys["episode"]] = _from_ids(piece)
     last = np.zeros(piece.steps, dtype=bool)
     last[-1:] = True
-    if "ends" in piece.keys:
-        last |= _from_ends(piece)
-    elif "episode" in piece.keys:
-        last[:-1] |= _from_ids(piece)
-    elif "first" in piece.keys or "last" in piece.keys:
-        last |= _from_flags(piece)
+    for place, (key, ends) in enumerate(told.items()):
+        if place == 0:
+            last[:-1] = ends[:-1]
+        elif (last[:-1] != ends[:-1]).any():
+            row = int((last[:-1] != ends[:-1]).argmax())
+            raise fault(
+                piece.file.path, key, f"does not end episodes where {next(iter(told))!r} does", row
+            )
     return last
 
 
@@ -360,7 +372,7 @@ def _from_ends(piece: Piece) -> np.ndarray:
 
 
 def _from_ids(piece: Piece) -> np.ndarray:
-    """From ids that change from one row to the next, `(M - 1,)`."""
+    """From ids, which change from one episode to the next."""
     key = piece.keys["episode"]
     ids = scalar(piece.file, key, piece.arrays[key])
     change = ids[1:] != ids[:-1]
@@ -370,24 +382,17 @@ def _from_ids(piece: Piece) -> np.ndarray:
         again = begins[np.setdiff1d(np.arange(len(begins)), first)[0]]
         what = "an id comes back after another one: sort the rows"
         raise fault(piece.file.path, key, what, int(again))
-    return change
+    return np.append(change, True)[: piece.steps]
 
 
-def _from_flags(piece: Piece) -> np.ndarray:
-    """From `is_last`, from `is_first` of the step after, or from both, which must agree."""
-    told = {}
-    for role in ("first", "last"):
-        values = piece.get(role)
-        if values is not None:
-            told[role] = flag(piece.file, piece.keys[role], values)
-    if "first" in told:
-        told["first"] = np.append(told["first"][1:], True)[: piece.steps]
-    if len(told) == 2 and (told["first"][:-1] != told["last"][:-1]).any():
-        row = int((told["first"][:-1] != told["last"][:-1]).argmax())
-        raise fault(
-            piece.file.path, "is_last", "does not agree with 'is_first' of the next step", row
-        )
-    return told["last"] if "last" in told else told["first"]
+def _from_flags(piece: Piece) -> dict[str, np.ndarray]:
+    """From `is_last`, and from `is_first` of the step after, by key."""
+    roles = [role for role in ("last", "first") if role in piece.keys]
+    keys = [piece.keys[role] for role in roles]
+    told = {key: flag(piece.file, key, piece.arrays[key]) for key in keys}
+    if "is_first" in told:
+        told["is_first"] = np.append(told["is_first"][1:], True)[: piece.steps]
+    return told
 
 # %% ../../nbs/data/17_episode_files.ipynb #1be3ebd5
 def looks_shifted(piece: Piece, last: np.ndarray) -> bool:
@@ -544,7 +549,7 @@ def joined_observations(
     space = Box(0, 255, arrays[key].shape[1:], dtype=np.uint8)
     return Seen(np.arange(len(arrays[key])), space, ImageFile(str(images)))
 
-# %% ../../nbs/data/17_episode_files.ipynb #99305674
+# %% ../../nbs/data/17_episode_files.ipynb #4a8c9d69
 class Found(NamedTuple):
     """The steps of all pieces, which are last ones, next observations if any, and keys left."""
 
@@ -581,7 +586,8 @@ def steps_of(
     columns = joined(pieces, common, fill=True)
     known = [KNOWN] if KNOWN in first.file.headers else []
     episodes = joined(pieces, [*more.episodes, *known], fill=False)
-    whole = layout == "transitions" and "following" in first.keys
+    images_ahead = "following" in first.keys and is_image(first.file, first.keys["following"])
+    whole = layout == "transitions" and "following" in first.keys and not images_ahead
     steps = Steps(
         joined_observations(pieces, "observation", images, spec),
         number(first.file, first.keys["action"], table["action"], spec),
@@ -594,6 +600,7 @@ def steps_of(
     )
     ahead = joined_observations(pieces, "following", None, spec).values if whole else None
     left = [*more.left, *(k for k in more.rows if k not in common)]
+    left += [first.keys["following"]] if images_ahead else []
     return Found(steps, np.concatenate(lasts), ahead, layout, left)
 
 # %% ../../nbs/data/17_episode_files.ipynb #d1462feb

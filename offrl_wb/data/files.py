@@ -8,11 +8,12 @@ __all__ = ['NAME', 'D4RL', 'NEORL2', 'SOURCE', 'NEORL2_SCORES', 'NEORL2_MD5', 'N
            'written', 'write_d4rl', 'Identity', 'neorl2_identity', 'first_episodes', 'benchmark_count', 'neorl2_spec',
            'read_neorl2', 'write_neorl2', 'unknown', 'recognise', 'reader_of', 'read']
 
-# %% ../../nbs/data/07_files.ipynb #d871091a
+# %% ../../nbs/data/07_files.ipynb #db1686ef
 import hashlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,14 +102,17 @@ def needed_keys(file: ArrayFile, names: Names) -> Needed:
             raise fault(file.path, ahead, what, 0)
     return Needed(observed, following, single, rows, images)
 
-# %% ../../nbs/data/07_files.ipynb #c123934e
+# %% ../../nbs/data/07_files.ipynb #5a5b82a2
 def episode_marks(file: ArrayFile, rows: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """What our writers add: episodes `(N,)` of rows, and which final observations are known."""
     found = file.read([key for key in (LENGTHS, KNOWN) if key in file.headers])
     lengths, known = found.get(LENGTHS), found.get(KNOWN)
     if lengths is None:
         return None, None
-    if lengths.dtype.kind not in "iu" or lengths.min(initial=1) < 1 or lengths.sum() != rows:
+    if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
+        raise fault(file.path, LENGTHS, "must be whole numbers, one an episode")
+    lengths = lengths.astype(np.int64)
+    if lengths.min(initial=1) < 1 or lengths.sum() != rows:
         raise fault(file.path, LENGTHS, f"does not add up to the {rows} rows that there are")
     if known is not None and known.shape != lengths.shape:
         raise fault(file.path, KNOWN, f"has shape {known.shape} for {len(lengths)} episodes")
@@ -149,9 +153,9 @@ def flat_rows(
         columns=columns,
         episode_columns=columns_of(more.episodes, arrays),
     )
-    return rows, more.left
+    return rows, [*more.left, *(keys_of(file, names.following) if need.images else [])]
 
-# %% ../../nbs/data/07_files.ipynb #23244d70
+# %% ../../nbs/data/07_files.ipynb #16763205
 def horizon_cuts(terminated: np.ndarray, horizon: int) -> np.ndarray:
     """Where episodes of at most `horizon` steps are cut, `(N,)`, counting on from each terminal."""
     starts = np.append(0, np.flatnonzero(terminated[:-1]) + 1)
@@ -167,9 +171,11 @@ def with_cuts(file: ArrayFile, rows: Rows, horizon: int | None, at_breaks: bool)
         raise InputError(
             f"{file.path}: has 'timeouts', which end episodes: leave out horizon, at_breaks"
         )
+    if horizon is not None and at_breaks:
+        raise InputError("horizon and at_breaks both end episodes: give one of the two")
     if horizon is not None:
-        if horizon < 1:
-            raise InputError(f"horizon is {horizon}: an episode has at least one step")
+        if not isinstance(horizon, (int, np.integer)) or horizon < 1:
+            raise InputError(f"horizon is {horizon}: it must be a whole number, 1 or more")
         return replace(rows, truncated=horizon_cuts(rows.terminated, horizon))
     if rows.following is None:
         raise InputError(
@@ -179,7 +185,7 @@ def with_cuts(file: ArrayFile, rows: Rows, horizon: int | None, at_breaks: bool)
     holds = chain_holds(rows.observations.values, rows.following, none)
     return replace(rows, truncated=~holds & ~rows.terminated)
 
-# %% ../../nbs/data/07_files.ipynb #0f9b4287
+# %% ../../nbs/data/07_files.ipynb #c2c87caa
 def read_d4rl(
     path: str | Path,
     *,
@@ -198,6 +204,7 @@ def read_d4rl(
     """
     file = open_arrays(path)
     own = spec or stored_spec(file)
+    infos = [infos] if isinstance(infos, str) else infos
     rows, left = flat_rows(file, D4RL, infos, images, own)
     rows = with_cuts(file, rows, horizon, at_breaks)
     bare = D4RL.truncated not in file.headers
@@ -211,7 +218,7 @@ def read_d4rl(
     told |= {"metadata": metadata(file)}
     return assembled(file, rows, own, f"{NAME}.read_d4rl", given, told)
 
-# %% ../../nbs/data/07_files.ipynb #eddf1d69
+# %% ../../nbs/data/07_files.ipynb #28bf8b13
 def flat_table(dataset: Dataset, names: Names) -> dict[str, np.ndarray]:
     """The arrays of a file, one row a transition; an episode that is left open counts as cut."""
     arrays, ends = dataset.arrays(), dataset.ends
@@ -240,6 +247,15 @@ def written(
     return table | stored_episodes(dataset) | marks | {about_key: about(dataset.spec)}
 
 
+def _plain(name: str, value: Any) -> np.ndarray:
+    """A value of `metadata` as an array; `InputError` unless it is numbers or text."""
+    with suppress(ValueError):
+        array = np.asarray(value)
+        if array.dtype.kind in "biufSU":
+            return array
+    raise InputError(f"metadata {name!r} is {value!r}: only numbers and text can be written")
+
+
 def write_d4rl(
     dataset: Dataset,
     path: str | Path,
@@ -257,7 +273,11 @@ def write_d4rl(
     if not following:
         chain_only(dataset, "a D4RL file without next_observations")
     arrays = written(dataset, D4RL, following, ABOUT[1])
-    arrays |= {f"metadata/{name}": np.asarray(value) for name, value in (metadata or {}).items()}
+    for name, value in (metadata or {}).items():
+        key = f"metadata/{name}"
+        if key in arrays:
+            raise InputError(f"metadata {name!r} is written by this library itself: rename it")
+        arrays[key] = _plain(name, value)
     (save_npz if path.suffix == ".npz" else save_hdf5)(path, arrays)
     return path
 

@@ -17,10 +17,10 @@ from ..core.errors import InputError
 
 LARGEST = 10_000_000  # numbers in one observation; a damaged file may claim any shape
 
-# %% ../../nbs/data/01_spec.ipynb #d69c9d96
+# %% ../../nbs/data/01_spec.ipynb #7403a31b
 def _bound(values: np.ndarray) -> Any:
     """Bounds of a box as JSON: one number if all are equal; infinities as text."""
-    flat = [float(v) if np.isfinite(v) else str(float(v)) for v in np.ravel(values)]
+    flat = [v.item() if np.isfinite(v) else str(float(v)) for v in np.ravel(values)]
     return flat[0] if len(set(flat)) == 1 else flat
 
 
@@ -36,7 +36,8 @@ def space_to_json(space: Any) -> dict[str, Any]:
     if kind == "Discrete":
         return {"kind": kind, "n": int(space.n), "start": int(space.start)}
     if kind == "MultiDiscrete":
-        return {"kind": kind, "nvec": np.asarray(space.nvec).tolist()}
+        numbers = {"nvec": space.nvec, "start": space.start}
+        return {"kind": kind, **{k: np.asarray(v).tolist() for k, v in numbers.items()}}
     if kind == "MultiBinary":
         return {"kind": kind, "n": np.asarray(space.n).tolist()}
     if kind == "Dict":
@@ -45,7 +46,7 @@ def space_to_json(space: Any) -> dict[str, Any]:
         return {"kind": kind, "spaces": [space_to_json(v) for v in space.spaces]}
     raise InputError(f"a {kind} space is not supported: use Box, Discrete, Multi…, Dict or Tuple")
 
-# %% ../../nbs/data/01_spec.ipynb #8addfec0
+# %% ../../nbs/data/01_spec.ipynb #2f46715c
 def _box(found: dict[str, Any]) -> Any:
     """The Box that `space_to_json` wrote."""
     from gymnasium.spaces import Box
@@ -57,9 +58,9 @@ def _box(found: dict[str, Any]) -> Any:
         )
 
     def bound(value: Any) -> np.ndarray:
-        wide = np.asarray([float(v) for v in np.ravel(value)])
-        full = np.full(shape, wide[0]) if wide.size == 1 else wide.reshape(shape)
-        return full.astype(dtype)
+        wide = [float(v) if isinstance(v, str) else v for v in np.ravel(np.array(value, object))]
+        numbers = np.array(wide, dtype=dtype)
+        return np.full(shape, numbers[0]) if numbers.size == 1 else numbers.reshape(shape)
 
     return Box(bound(found["low"]), bound(found["high"]), shape=shape, dtype=dtype.type)
 
@@ -75,18 +76,25 @@ def space_from_json(found: dict[str, Any]) -> Any:
         if kind == "Discrete":
             return spaces.Discrete(found["n"], start=found["start"])
         if kind == "MultiDiscrete":
-            return spaces.MultiDiscrete(found["nvec"])
+            return spaces.MultiDiscrete(found["nvec"], start=found.get("start"))
         if kind == "MultiBinary":
             return spaces.MultiBinary(found["n"])
         if kind == "Dict":
             return spaces.Dict({k: space_from_json(v) for k, v in found["spaces"].items()})
         if kind == "Tuple":
             return spaces.Tuple([space_from_json(v) for v in found["spaces"]])
-    except (KeyError, TypeError, ValueError, AttributeError, AssertionError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         raise InputError(f"no space can be made of {str(found)[:80]}: {error!r}") from None
     raise InputError(f"there is no space of kind {kind!r}")
 
-# %% ../../nbs/data/01_spec.ipynb #57a1b699
+# %% ../../nbs/data/01_spec.ipynb #77a63dc5
 class Field(NamedTuple):
     """One named part of a flattened observation: columns `start` to `stop`, shaped `shape`."""
 
@@ -96,15 +104,13 @@ class Field(NamedTuple):
     shape: tuple[int, ...]
 
 
-def _parts(space: Any, name: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the leaves of `space`, in order."""
+def _parts(space: Any, path: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], tuple[int, ...]]]:
+    """Paths (keys, from the outside in) and shapes of the leaves of `space`, in order."""
     kind = type(space).__name__
     if kind in ("Dict", "Tuple"):
         inner = space.spaces.items() if kind == "Dict" else enumerate(space.spaces)
-        return [part for k, v in inner for part in _parts(v, f"{name}.{k}" if name else str(k))]
-    if kind == "Discrete":
-        return [(name, ())]
-    return [(name, tuple(np.shape(space.low) if kind == "Box" else space.shape))]
+        return [part for k, v in inner for part in _parts(v, (*path, k))]
+    return [(path, () if kind == "Discrete" else tuple(space.shape))]
 
 
 def fields(space: Any) -> tuple[Field, ...]:
@@ -113,7 +119,8 @@ def fields(space: Any) -> tuple[Field, ...]:
     A nested name is joined by dots; a space that is no dictionary is one field called "".
     """
     found, start = [], 0
-    for name, shape in _parts(space, ""):
+    for path, shape in _parts(space):
+        name = ".".join(str(key) for key in path)
         found.append(Field(name, start, start + prod(shape), shape))
         start += prod(shape)
     return tuple(found)
@@ -121,15 +128,16 @@ def fields(space: Any) -> tuple[Field, ...]:
 
 def width(space: Any) -> int:
     """How many numbers an element of `space` has once it is flattened."""
-    return fields(space)[-1].stop
+    return sum(prod(shape) for _, shape in _parts(space))
 
-# %% ../../nbs/data/01_spec.ipynb #52f86a3d
-def _leaf(value: Any, name: str) -> Any:
-    """The entry of a nested dictionary (or tuple) that `name` points to."""
-    for key in name.split(".") if name else []:
+# %% ../../nbs/data/01_spec.ipynb #de169828
+def _leaf(value: Any, path: tuple[Any, ...]) -> Any:
+    """The entry of a nested dictionary (or tuple) that `path` leads to."""
+    for key in path:
         try:
-            value = value[int(key)] if isinstance(value, (tuple, list)) else value[key]
-        except (KeyError, IndexError, ValueError, TypeError):
+            value = value[key]
+        except (LookupError, ValueError, TypeError):
+            name = ".".join(str(key) for key in path)
             raise InputError(f"the observation has no part called {name!r}") from None
     return value
 
@@ -138,17 +146,19 @@ def flatten(space: Any, value: Any) -> np.ndarray:
     """Elements `(N, …)` of `space`, parts as nested dictionaries, as one array.
 
     `(N,)` integers for a Discrete space, otherwise `(N, d)` in the common type of the parts.
-    Raises `InputError` where a part is missing or has another shape.
+    Raises `InputError` where a part is missing, or has another shape or number of rows.
     """
     if type(space).__name__ == "Discrete":
         return np.asarray(value).reshape(-1)
-    columns = []
-    for field in fields(space):
-        part = np.asarray(_leaf(value, field.name))
-        if part.shape[1:] != field.shape:
-            here = f"part {field.name!r}" if field.name else "the array"
-            raise InputError(f"{here} has rows of shape {part.shape[1:]}, not {field.shape}")
-        columns.append(part.reshape(len(part), -1))
+    columns: list[np.ndarray] = []
+    for path, shape in _parts(space):
+        part = np.asarray(_leaf(value, path))
+        here = f"part {'.'.join(str(key) for key in path)!r}" if path else "the array"
+        if part.ndim == 0 or part.shape[1:] != shape:
+            raise InputError(f"{here} has rows of shape {part.shape[1:]}, not {shape}")
+        if columns and len(part) != len(columns[0]):
+            raise InputError(f"{here} has {len(part)} rows, the first part {len(columns[0])}")
+        columns.append(part.reshape(len(part), prod(shape)))
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
@@ -162,7 +172,9 @@ def unflatten(space: Any, flat: np.ndarray) -> Any:
         return flat.reshape(len(flat), *fields(space)[0].shape)
     inner = list(space.spaces.items() if kind == "Dict" else enumerate(space.spaces))
     edges = np.cumsum([0] + [width(part) for _, part in inner])
-    parts = {k: unflatten(v, flat[:, a:b]) for (k, v), a, b in zip(inner, edges, edges[1:])}
+    parts = {
+        k: unflatten(v, flat[:, a:b]) for (k, v), a, b in zip(inner, edges, edges[1:], strict=False)
+    }
     return parts if kind == "Dict" else tuple(parts.values())
 
 # %% ../../nbs/data/01_spec.ipynb #c31a6796

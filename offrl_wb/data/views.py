@@ -19,10 +19,15 @@ from ..core.errors import InputError
 from .dataset import Dataset, as_column, as_numpy, with_unknown
 from .spec import ScoreReference, width
 
-# %% ../../nbs/data/04_views.ipynb #096c8390
-def rows_ahead(dataset: Dataset) -> np.ndarray:
-    """How many rows follow each row before its episode ends or a terminal cuts it, `(N,)` int64."""
+# %% ../../nbs/data/04_views.ipynb #1cf1c6e2
+def rows_ahead(dataset: Dataset, cuts: np.ndarray | None = None) -> np.ndarray:
+    """How many rows follow each row before its episode ends or a terminal cuts it, `(N,)` int64.
+
+    Rows where `cuts` `(N,)` is true are last rows, too.
+    """
     cut = dataset.transitions["terminated"].to_numpy().copy()
+    if cuts is not None:
+        cut |= cuts
     cut[dataset.ends] = True
     last = np.flatnonzero(cut)
     return np.repeat(last, np.diff(last, prepend=-1)) - np.arange(len(dataset))
@@ -155,7 +160,7 @@ def add_monte_carlo_returns(
         transitions=dataset.transitions.with_columns(column),
     )
 
-# %% ../../nbs/data/04_views.ipynb #1a29b79e
+# %% ../../nbs/data/04_views.ipynb #88894640
 class NStep(NamedTuple):
     """n-step transitions: target = `rewards + discounts * V(next_observations)`.
 
@@ -176,17 +181,18 @@ class NStep(NamedTuple):
 def n_step(dataset: Dataset, n: int, discount: float | None = None) -> NStep:
     """The transitions over up to `n` steps, one for each row, never beyond the episode.
 
+    Where rows were left out (the steps jump) the sum stops too, and goes on with what came next.
     Raises `InputError` for fewer than one step. Source: Sutton and Barto 2018, section 7.1.
     """
     discount = known_discount(dataset, discount)
     if n < 1:
         raise InputError(f"n is {n}: it takes one step or more")
-    arrays, ahead = dataset.arrays(), rows_ahead(dataset)
+    gaps = np.append(np.diff(dataset.transitions["step"].to_numpy()) > 1, False)
+    arrays, ahead = dataset.arrays(), rows_ahead(dataset, gaps)
     steps = np.minimum(ahead + 1, n)
     last = np.arange(len(dataset)) + steps - 1
     unknown = np.zeros(len(dataset), dtype=bool)
-    if "next_obs" not in dataset.transitions.columns:
-        unknown[dataset.ends] = dataset.episodes["final_obs"].is_null().to_numpy()
+    unknown[dataset.ends] = dataset.episodes["final_obs"].is_null().to_numpy()
     over = arrays.terminated[last]
     return NStep(
         discounted_sums(arrays.rewards, ahead, discount, n),
@@ -251,7 +257,7 @@ class Windows:
         picked[~self.mask] = fill
         return picked
 
-# %% ../../nbs/data/04_views.ipynb #68c70ef5
+# %% ../../nbs/data/04_views.ipynb #3da20e92
 def _anchors(lengths: np.ndarray, length: int, stride: int, whole: bool) -> tuple[Any, Any]:
     """Episode and place of each anchor, `(W,)` each: every `stride` steps from the anchored end."""
     span = lengths - length if whole else lengths - 1  # largest place that an anchor may have
@@ -277,8 +283,8 @@ def windows(
     Windows are in the order of the rows. Raises `InputError` for other words or numbers below 1.
     """
     for name, number in (("length", length), ("stride", stride)):
-        if number < 1:
-            raise InputError(f"the {name} of windows is {number}: it must be 1 or more")
+        if number < 1 or number != int(number):
+            raise InputError(f"the {name} of windows is {number}: it must be 1 or more, and whole")
     for name, word, words in (
         ("padding", padding, ("left", "right")),
         ("anchor", anchor, ("start", "end")),
@@ -294,7 +300,7 @@ def windows(
         episode, place, count = episode[order], place[order], count[order]
     return Windows(starts[episode] + place, count, place, length, padding)
 
-# %% ../../nbs/data/04_views.ipynb #3f639dec
+# %% ../../nbs/data/04_views.ipynb #1483fbe7
 BLOCK = 1 << 16  # rows that are widened to float64 at a time
 
 
@@ -307,8 +313,10 @@ def _seen(dataset: Dataset) -> list[tuple[np.ndarray, np.ndarray]]:
     observations = as_numpy(dataset.transitions["obs"])
     final = dataset.episodes["final_obs"].drop_nulls()
     if "next_obs" in dataset.transitions.columns:
+        known = np.ones(len(observations))
+        known[dataset.ends] = dataset.episodes["final_obs"].is_not_null().to_numpy()
         following = as_numpy(dataset.transitions["next_obs"])
-        return [(part, np.ones(len(part))) for part in (observations, following)]
+        return [(observations, np.ones(len(observations))), (following, known)]
     often = np.full(len(observations), 2.0)
     often[dataset.starts] = 1  # every other row is some row's next one too
     return [(observations, often), (as_numpy(final), np.ones(len(final)))]
@@ -343,7 +351,7 @@ def observation_moments(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
         )
     return mean, np.sqrt(average(lambda block: (block - mean) ** 2))
 
-# %% ../../nbs/data/04_views.ipynb #16deecfc
+# %% ../../nbs/data/04_views.ipynb #f83ad168
 def _affine(values: np.ndarray, shift: np.ndarray, factor: np.ndarray) -> np.ndarray:
     """`(values + shift) * factor` in float64, kept in the values' own float type, `(…, d)`."""
     values = np.asarray(values)
@@ -407,17 +415,17 @@ class Statistics:
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Statistics":
         """The numbers that `to_json` wrote; `InputError` for anything else."""
-        fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in found.items()}
         try:
+            fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in found.items()}
             made = cls(**cast(Any, fields))
             numbers = [made.reward_scale, made.reward_shift, *(made.observation_mean or ())]
             scales = [abs(made.reward_scale), *(made.observation_scale or ())]
             fits = len(made.observation_mean or ()) == len(made.observation_scale or ())
             if fits and np.isfinite(numbers + scales).all() and min(scales) > 0:
                 return made
-        except TypeError:
+        except (TypeError, AttributeError):
             pass
-        raise InputError(f"these are no statistics of a normalisation: {str(dict(found))[:80]}")
+        raise InputError(f"these are no statistics of a normalisation: {str(found)[:80]}")
 
 
 def _fits(values: np.ndarray, mean: tuple[float, ...]) -> None:
@@ -458,7 +466,7 @@ def scaled_space(space: Any, shift: np.ndarray, factor: np.ndarray) -> Any:
     )
     return spaces.Box(low, high, dtype=space.dtype.type)
 
-# %% ../../nbs/data/04_views.ipynb #ae379ab4
+# %% ../../nbs/data/04_views.ipynb #31c20e53
 def reward_numbers(
     dataset: Dataset, rewards: Any, return_range: float = 1000.0
 ) -> tuple[float, float]:
@@ -470,11 +478,11 @@ def reward_numbers(
     """
     if rewards is None:
         return 1.0, 0.0
-    if rewards == "standard":
+    if isinstance(rewards, str) and rewards == "standard":
         values = as_numpy(dataset.transitions["reward"]).astype(np.float64)
         spread, centre = float(values.std()), float(values.mean())
         scale, shift = 1 / spread if spread else np.inf, -centre / spread if spread else 0.0
-    elif rewards == "return_range":
+    elif isinstance(rewards, str) and rewards == "return_range":
         returns = dataset.returns()
         spread = float(returns.max() - returns.min())
         scale, shift = return_range / spread if spread else np.inf, 0.0

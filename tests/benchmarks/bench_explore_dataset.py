@@ -18,7 +18,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from offrl_wb.app.explore_dataset import DatasetExplorer, box, explore
+from offrl_wb.app.dataset_pictures import box
+from offrl_wb.app.explore_dataset import DatasetExplorer, explore
 from tests.browser import chromium, lab_driver
 from tests.browser.dataset_driver import ShownDataset
 from tests.large_log import large_log
@@ -33,7 +34,8 @@ explorer
 TIMER = """() => {
   window.started = null; window.finished = null;
   const start = () => { window.started = performance.now(); window.finished = null; };
-  for (const event of ["keydown", "mouseup", "change"]) document.addEventListener(event, start, true);
+  for (const event of ["keydown", "mouseup", "change"])
+    document.addEventListener(event, start, true);
   for (const plot of document.querySelectorAll(".offrl-dataset .js-plotly-plot"))
     plot.on("plotly_afterplot", () => {
       requestAnimationFrame(() => { window.finished = performance.now(); });
@@ -50,13 +52,16 @@ def kernel_moves(explorer: DatasetExplorer) -> dict[str, Callable[[int], object]
     axes, columns = list(explorer.log.axes), list(explorer.log.pages())
     rates = corrupter.controls["rate"].settings
 
+    def lower(k: int) -> tuple:
+        return ((low, high - (high - low) * 0.1 * (k % 5)),)
+
     def corner(k: int) -> tuple:
         x = left + (right - left) * (0.4 + 0.05 * (k % 5))
         return (box((left, x), (bottom, (bottom + top) / 2)),)
 
     return {
         "brush the states": lambda k: look.brush(regions=corner(k)),
-        "brush the returns": lambda k: look.brush(returns=((low, high - (high - low) * 0.1 * (k % 5)),)),
+        "brush the returns": lambda k: look.brush(returns=lower(k)),
         "slide the returns": lambda k: look.set(low=5 + 5 * (k % 8)),
         "colour": lambda k: look.set(colour=["source", "return", "reward"][k % 3]),
         "axis": lambda k: look.set(x=axes[k % 6]),
@@ -71,10 +76,10 @@ def kernel_moves(explorer: DatasetExplorer) -> dict[str, Callable[[int], object]
 def page_moves(shown: ShownDataset) -> dict[str, tuple[str, Callable[[int], None]]]:
     """What a user does, by name: the tab it is done in, and one move."""
 
-    def slider(label: str) -> Callable[[int], None]:
+    def slider(label: str, there: str = "Right", back: str = "Left") -> Callable[[int], None]:
         def press(k: int) -> None:
             shown.row(label).locator(".noUi-handle").first.focus()
-            shown.page.keyboard.press("ArrowRight" if k % 8 < 4 else "ArrowLeft")
+            shown.page.keyboard.press(f"Arrow{there if k % 8 < 4 else back}")
 
         return press
 
@@ -103,7 +108,7 @@ def page_moves(shown: ShownDataset) -> dict[str, tuple[str, Callable[[int], None
         "axis": ("Look", menu("across")),
         "columns": ("Look", menu("columns")),
         "next episode": ("Episodes", click("Previous")),
-        "place of episode": ("Episodes", slider("place")),
+        "place of episode": ("Episodes", slider("place", "Left", "Right")),
         "mix": ("Mix", slider("expert")),
         "corrupt": ("Corrupt", slider("rate")),
         "entry shown": ("Corrupt", slider("entry shown")),

@@ -135,8 +135,7 @@ POINTS = """() => {
   let count = 0;
   for (const plot of document.querySelectorAll(".offrl-dataset .js-plotly-plot"))
     for (const trace of plot.data)
-      count += trace.type === "heatmap"
-        ? trace.z.length * trace.z[0].length : Math.max((trace.x ?? []).length, (trace.y ?? []).length);
+      count += Math.max((trace.x ?? []).length, (trace.y ?? []).length);
   return count;
 }"""
 OVERFLOWING = """() => {
@@ -155,8 +154,9 @@ OVERFLOWING = """() => {
     if (box.right > edge + 1) found.push(`${name} ends at ${box.right}, the notebook at ${edge}`);
     if (part.matches(".widget-label, button, pre") && part.scrollWidth > part.clientWidth + 1)
       found.push(`${name} is cut off: ${part.scrollWidth} > ${part.clientWidth}`);
-    if (part.matches(".main-svg") && box.right > part.closest(".offrl-card").getBoundingClientRect().right + 1)
-      found.push(`a figure is wider than its card`);
+    const card = part.closest(".offrl-card");
+    if (card && box.right > card.getBoundingClientRect().right + 1)
+      found.push(`${name} is wider than its card`);
   }
   return found;
 }"""
