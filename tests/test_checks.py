@@ -823,3 +823,21 @@ def test_marking_the_glucose_logs_time_outs_as_terminals_is_noticed():
     finding = only(checks.timeouts_as_terminals(data))
     assert (finding.severity, finding.count) == ("error", 169)
     assert "exactly 480 steps" in finding.what
+
+
+def test_an_end_that_is_unknown_is_told_also_beside_written_next_observations() -> None:
+    bare = log(next_observations=None, final_observations=np.ma.masked_all((40, 2)))
+    holed = bare.filter(pl.col("step") != 1)
+    assert "next_obs" in holed.transitions.columns
+    found = {f.severity: f.count for f in checks.unknown_final_observations(holed)}
+    assert found["error"] == ROWS["truncated"].sum()
+
+
+def test_a_multidiscrete_space_may_begin_elsewhere() -> None:
+    spec = Spec(spaces.Discrete(4), spaces.MultiDiscrete([2, 2], start=[1, -1]))
+    made = Dataset.from_arrays(
+        [0, 1, 2, 3], [[1, -1], [2, 0], [1, 0], [2, -1]], np.ones(4), [0, 0, 0, 1], spec=spec
+    )
+    assert not list(checks.out_of_bounds(made))
+    (finding,) = checks.out_of_bounds(made.with_columns(action=np.zeros((4, 2), dtype=int)))
+    assert (finding.severity, finding.count) == ("error", 4)

@@ -292,9 +292,9 @@ def test_describe_prints_text_and_writes_a_page(tmp_path: Path, capsys: Capture)
     shown = shown_after(["describe", "log"], 0, capsys)
     assert shown.out == describe_text(Dataset.load(tmp_path / "log"))
     assert shown.out.startswith("small: 40 transitions in 4 episodes\n")
-    again = shown_after(["describe", "log", "--html", "pages/log.html"], 0, capsys)
-    assert (again.out, again.err) == (shown.out, "wrote pages/log.html\n")
-    assert (tmp_path / "pages" / "log.html").read_text().endswith("</html>\n")
+    again = shown_after(["describe", "log", "--html", "log.html"], 0, capsys)
+    assert (again.out, again.err) == (shown.out, "wrote log.html\n")
+    assert (tmp_path / "log.html").read_text().endswith("</html>\n")
 
 
 COLUMNS = ["-c", "obs=x*", "-c", "action=push", "-c", "reward=gain", "-c", "episode=trip"]
@@ -327,7 +327,7 @@ def test_a_table_is_told_which_column_is_what(tmp_path: Path, capsys: Capture) -
         ("log.csv", ["--to", "csv"]),
         ("log.ndjson", []),
         ("log.hdf5", []),
-        ("new/log.npz", ["--to", "neorl2"]),
+        ("other.npz", ["--to", "neorl2"]),
         ("log.npz", ["--to", "episodes"]),
     ],
 )
@@ -343,6 +343,35 @@ def test_convert_keeps_the_transitions(
         assert np.array_equal(getattr(before, name), getattr(after, name)), name
     assert "is there already" in shown_after(["convert", "log", out, *options], 2, capsys).err
     shown_after(["convert", "log", out, *options, "--force"], 0, capsys)
+
+
+def plant(folder: Path, gains: list[str]) -> None:
+    """Two episodes of three rows as a table without next observations."""
+    rows = [f"{row // 3},{row},{row / 7},{gain}" for row, gain in enumerate(gains)]
+    (folder / "plant.csv").write_text("\n".join(["episode,obs_0,action_0,reward", *rows]))
+
+
+def test_rows_that_were_given_up_are_told(tmp_path: Path, capsys: Capture) -> None:
+    plant(tmp_path, ["0.5"] * 6)
+    told = "2 last rows of cut episodes were given up: their observation is the final one"
+    shown = shown_after(["describe", "plant.csv", "--html", "plant.html"], 0, capsys)
+    assert shown.out.startswith("plant: 4 transitions in 2 episodes\n")
+    assert told in shown.out
+    assert told in (tmp_path / "plant.html").read_text()
+    assert shown_after(["convert", "plant.csv", "log"], 0, capsys).err == f"{told}\n"
+
+
+@pytest.mark.parametrize("gap", ["", "nan"])
+def test_what_is_missing_in_a_table_is_found_by_check_and_survives_convert(
+    gap: str, tmp_path: Path, capsys: Capture
+) -> None:
+    plant(tmp_path, ["0.5", gap, "0.5", "1.5", "0.5", "0.5"])
+    place = r"^error +non_finite: 1, first in episode 0, step 1$"
+    shown = shown_after(["check", "plant.csv"], 3, capsys)
+    assert re.search(place, shown.out, re.MULTILINE)
+    shown_after(["convert", "plant.csv", "log.parquet"], 0, capsys)
+    rewards = open_log("log.parquet").arrays().rewards
+    assert np.array_equal(rewards, [0.5, np.nan, 1.5, 0.5], equal_nan=True)
 
 
 def test_convert_to_minari_and_back_by_name(
@@ -370,7 +399,10 @@ def test_convert_to_minari_and_back_by_name(
         (["check", "nothing"], "a folder with nothing"),
         (["check", "log", "--format", "matlab"], "there is no format 'matlab'"),
         (["check", "log", "-c", "obs"], "is no pair"),
-        (["check", "log", "-c", "obs=x"], "mapping"),
+        (["check", "log", "-c", "obs=x"], "name columns of tables; log is a folder that"),
+        (["describe", "flat.npz", "-c", "obs=x"], "of tables; flat.npz is D4RL\n"),
+        (["describe", "log", "--html", "new/log.html"], "there is no folder new"),
+        (["convert", "log", "new/log.csv"], "there is no folder new"),
         (["check", "log", "--mapping", "gone.yaml"], "gone.yaml"),
         (["describe", "log", "--html", "page.png"], "a page is called something.html"),
         (["describe", "log", "--html", "folder.html"], "is a folder"),
@@ -389,6 +421,8 @@ def test_bad_data_is_one_line_and_exit_code_2(
     (tmp_path / "empty.npz").write_bytes(b"")
     (tmp_path / "text.hdf5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\xff" * 40)
     np.savez(tmp_path / "pickle.npz", observations=np.array([{"a": 1}], dtype=object))
+    flat = {"observations": np.zeros((3, 1)), "actions": np.zeros((3, 1))}
+    np.savez(tmp_path / "flat.npz", rewards=np.zeros(3), terminals=np.ones(3, bool), **flat)
     (tmp_path / "nothing").mkdir()
     (tmp_path / "folder.html").mkdir()
     before = sorted(p.name for p in tmp_path.iterdir())

@@ -762,3 +762,20 @@ def test_a_million_transitions_mix_in_a_moment():
     mixed = mix(parts, [0.4, 0.3, 0.3], size=700_000)
     assert time.process_time() - started < 1  # about 0.05 s on a quiet machine
     assert abs(len(mixed) - 700_000) <= 333
+
+
+def test_sources_may_be_numbers():
+    made = log(1).with_episode_columns(task=pl.int_range(40) % 3)
+    assert by_source(made, 2, "task").episode_count == 13
+    assert by_source(made, np.array([0, 1]), "task").episode_count == 27
+    even = mix_sources(made, {0: 1, 1: 1}, "task", of="episodes")
+    assert even.episodes["task"].value_counts()["count"].n_unique() == 1
+
+
+def test_shares_and_parts_of_other_kinds_are_refused():
+    for call, message in (
+        (lambda: mix([log(1), log(2)], ["a", "b"]), "are no numbers"),
+        (lambda: mix(log(1), [1]), "there are no parts"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()

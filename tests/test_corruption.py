@@ -776,3 +776,37 @@ def test_a_million_transitions_are_corrupted_in_a_moment():
         spent.append(time.process_time() - started)
     assert made.mask.any()
     assert min(spent) < 0.6  # about 0.12 s on a quiet machine
+
+
+def test_another_attacker_of_the_same_name_gives_another_hash(clean):
+    made = [
+        corrupt(
+            clean, "actions", "adversarial", attacker=fit_quadratic_critic(clean, discount)
+        ).dataset
+        for discount in (0.0, 0.9, 0.9)
+    ]
+    assert made[0].content_hash != made[1].content_hash == made[2].content_hash
+    assert made[0].provenance.hash != made[1].provenance.hash == made[2].provenance.hash
+    later = [data.label("x").provenance.hash for data in made]
+    assert later[0] != later[1] == later[2]
+
+
+def test_attackers_by_element_are_asked_for_by_element(clean):
+    critic = fit_quadratic_critic(clean)
+    attackers = {name: critic.attacker(name) for name in ("actions", "observations")}
+    made = corrupt(clean, list(attackers), "adversarial", attacker=attackers).dataset
+    script = made.provenance.as_python({clean.provenance.hash: "clean"})
+    names = {"clean": clean} | {f"attacker_{name}": each for name, each in attackers.items()}
+    exec(script, names)
+    assert names["dataset"].content_hash == made.content_hash
+    assert names["dataset"].provenance.hash == made.provenance.hash
+
+
+def test_numbers_of_a_multidiscrete_space_stay_in_it():
+    spec = Spec(spaces.Discrete(50), spaces.MultiDiscrete([2, 3], start=[1, -1]))
+    actions = np.random.default_rng(0).integers(0, [2, 3], size=(50, 2)) + [1, -1]
+    made = Dataset.from_arrays(np.arange(50), actions, np.ones(50), np.arange(50) == 49, spec=spec)
+    new = corrupt(made, "actions", rate=1.0).dataset.arrays().actions
+    assert (new != actions).all()
+    assert (new.min(axis=0) == [1, -1]).all()
+    assert (new.max(axis=0) == [2, 1]).all()

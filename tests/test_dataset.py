@@ -369,3 +369,184 @@ def test_wide_columns_hold_the_same_numbers() -> None:
     assert widened(made.transitions)["obs_2"].to_list() == wide["obs_2"].to_list()
     assert "3 episodes" not in repr(made)
     assert "5 transitions, 2 episodes" in repr(made)
+
+
+def rerun(made: Dataset, start: Dataset) -> Dataset:
+    """What the provenance's Python makes of `start`."""
+    names: dict = {"start": start}
+    exec(made.provenance.as_python({start.provenance.hash: "start"}), names)
+    return names["dataset"]
+
+
+def test_a_condition_with_one_value_holds_for_every_row() -> None:
+    made = log([2, 3, 4])
+    assert len(made.filter(pl.lit(True))) == 9
+    assert len(made.filter(pl.col("step").max() == 3)) == 9
+    assert made.filter_episodes(pl.lit(True)).episode_count == 3
+    with pytest.raises(InputError, match="no transition is left"):
+        made.filter(pl.lit(False))
+
+
+@pytest.mark.parametrize("kind", ["float32", "vectors", "series", "list", "expression", "name"])
+def test_given_columns_are_made_again_exactly(kind: str) -> None:
+    made = log([2, 3])
+    values = {
+        "float32": np.array([0.1, 0.2, 0.3, 0.4, np.nan], dtype=np.float32),
+        "vectors": np.arange(10, dtype=np.float32).reshape(5, 2),
+        "series": pl.Series(["a", None, "b", "c", "d"]),
+        "list": [1, 2, 3, 4, 5],
+        "expression": pl.col("reward") * 2,
+        "name": "reward",
+    }[kind]
+    changed = made.with_columns(x=values)
+    again = rerun(changed, made)
+    assert again.content_hash == changed.content_hash
+    assert again.provenance.hash == changed.provenance.hash
+    assert len(changed.transitions["x"]) == 5
+    assert not isinstance(changed.transitions["x"].dtype, pl.List)
+
+
+def test_given_columns_of_episodes_are_made_again_exactly() -> None:
+    made = log([2, 3])
+    for values in (np.array([0.1, 0.2], np.float32), pl.Series(["a", "b"]), pl.col("length")):
+        changed = made.with_episode_columns(x=values)
+        assert rerun(changed, made).content_hash == changed.content_hash
+
+
+def test_other_columns_and_other_specs_give_another_hash() -> None:
+    made = log([2, 3])
+    one, other = (made.with_columns(x=pl.Series(range(k, k + 5))) for k in (0, 1))
+    assert one.provenance.hash != other.provenance.hash
+    long = log([9000, 9000])
+    one, other = (long.with_columns(x=np.arange(k, k + 18_000)) for k in (0, 1))
+    assert one.provenance.hash != other.provenance.hash
+    places = made.spec.observation_space, made.spec.action_space
+    specs = [Spec(*places), Spec(*places, 0.9), Spec(*places, images=ImageFile("a.npy"))]
+    hashes = [
+        Dataset(made.transitions, made.episodes, s, made.origin).provenance.hash for s in specs
+    ]
+    assert len(set(hashes)) == 3
+
+
+def test_rewards_are_floats_and_whole_numbers_int64() -> None:
+    flat = dict(observations=np.zeros((3, 1)), actions=[0, 1, 0], terminated=[0, 0, 1])
+    for rewards in (np.arange(3), np.array([True, False, True])):
+        made = Dataset.from_arrays(rewards=rewards, **flat)
+        assert made.transitions["reward"].dtype == pl.Float64
+        assert made.transitions["reward"].to_list() == list(rewards)
+    frame = made.transitions.with_columns(
+        pl.col("action").cast(pl.Int8), obs=pl.Series(np.ones((3, 2), dtype=np.int16))
+    )
+    again = Dataset.from_frames(frame)
+    assert again.transitions["action"].dtype == pl.Int64
+    assert again.transitions["obs"].dtype == pl.Array(pl.Int64, 2)
+
+
+def test_whole_numbers_written_as_floats_are_whole_numbers_again() -> None:
+    box = spaces.Box(-1, 1, (2,), dtype=np.float64)
+    flat = dict(observations=np.zeros((2, 2)), rewards=[0, 0], terminated=[0, 1])
+    made = Dataset.from_arrays(actions=[0.0, 1.0], spec=Spec(box, spaces.Discrete(2)), **flat)
+    assert made.arrays().actions.tolist() == [0, 1]
+    assert made.arrays().actions.dtype == np.int64
+    with pytest.raises(InputError, match=r"actions hold 0\.5 at row 1"):
+        Dataset.from_arrays(actions=[0.0, 0.5], spec=Spec(box, spaces.Discrete(2)), **flat)
+    one = spaces.Box(-1, 1, (1,), dtype=np.float64)
+    made = Dataset.from_arrays(actions=[0, 1], spec=Spec(box, one), **flat)
+    assert made.arrays().actions.shape == (2, 1)
+
+
+def test_frames_with_next_observations_alone_know_their_ends() -> None:
+    made = log([2, 3])
+    again = Dataset.from_frames(made.to_frame())
+    assert again.episodes["final_obs"].to_list() == made.episodes["final_obs"].to_list()
+    assert np.array_equal(again.arrays().next_observations, made.arrays().next_observations)
+
+
+def test_places_of_episodes_cannot_be_overwritten() -> None:
+    made = log([2, 3])
+    for array in (made.starts, made.lengths):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+
+
+def test_spaces_of_multidiscrete_with_another_start_do_not_mix() -> None:
+    def one(start: int) -> Dataset:
+        space = spaces.MultiDiscrete([2], start=[start])
+        spec = Spec(spaces.Box(0, 1, (1,), dtype=np.float64), space)
+        return Dataset.from_arrays([[0.0]], [[start]], [0], [1], spec=spec)
+
+    mixed = concatenate([one(1), one(1)]).spec.action_space
+    assert mixed == spaces.MultiDiscrete([2], start=[1])
+    with pytest.raises(InputError, match="do not fit together"):
+        concatenate([one(0), one(1)])
+
+
+FLAT = dict(observations=np.zeros((2, 2)), actions=[0, 1], rewards=[0, 0], terminated=[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (dict(observations=[[1.0], [1.0, 2.0]]), "rows of different lengths"),
+        (dict(observations=3.0), "pass rows of numbers"),
+        (dict(rewards=["a", "b"]), "reward has type String"),
+        (dict(step=[0]), "step has 1 rows"),
+        (dict(step=["a", "b"]), "step has type String"),
+        (dict(columns={"x": 3}), "x has 0 rows"),
+        (dict(columns={"obs": [1, 2]}), "obs is made from other arguments"),
+        (dict(episode_columns={"final_obs": [1]}), "final_obs is made from other arguments"),
+        (dict(final_observations=np.zeros((1, 3))), r"rows of shape \(3,\), observations \(2,\)"),
+        (
+            dict(observations=[0, 1], final_observations=[0.5]),
+            r"final observations hold 0\.5 at row 0",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_told_in_one_line(changed: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Dataset.from_arrays(**(FLAT | changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("obs", pl.lit("x"), "obs has type String"),
+        ("obs", pl.col("obs").arr.to_list(), "obs has type List"),
+        ("action", pl.lit(0.5), "action has type Float64"),
+        ("reward", pl.lit("x"), "reward has type String"),
+        ("step", pl.lit(None), "step is null at row 0"),
+        ("episode", pl.lit(0.5), "episode has type Float64"),
+        ("episode", pl.lit(-1), "too large or negative"),
+    ],
+)
+def test_frames_of_other_types_are_told_in_one_line(
+    name: str, value: pl.Expr, message: str
+) -> None:
+    frame = Dataset.from_arrays(**FLAT).transitions
+    with pytest.raises(InputError, match=message):
+        Dataset.from_frames(frame.with_columns(value.alias(name)))
+
+
+def test_wrong_requests_are_told_in_one_line() -> None:
+    made = log([2, 3])
+    text, lists = made.with_episode_columns(g=pl.lit("x")), pl.Series([[1], [2]])
+    for call, message in (
+        (lambda: made.filter(pl.col("nope") > 1), "condition cannot be evaluated"),
+        (lambda: made.filter(pl.col("reward")), "it must be true or false"),
+        (lambda: made.filter(np.ones(5, bool)), "pass a Polars expression"),
+        (lambda: made.filter_episodes(pl.col("nope") > 1), "condition cannot be evaluated"),
+        (lambda: made.with_columns(x=pl.col("nope")), "the columns cannot be made"),
+        (lambda: made.with_columns(x=[1, 2]), "x has 2 values, and there are 5 rows"),
+        (lambda: made.with_episode_columns(x=[1, 2, 3]), "x has 3 values"),
+        (lambda: made.with_episode_columns(final_obs=["a", "b"]), "final_obs has type String"),
+        (lambda: made.select([-1]), "episode -1 is asked for"),
+        (lambda: made.select([0.7]), "pass a list of numbers"),
+        (lambda: made.select(1), "pass a list of numbers"),
+        (lambda: made.split(np.array([0.5, np.nan])), "must be positive"),
+        (lambda: concatenate([text, made.with_episode_columns(g=lists)]), "do not mix"),
+        (lambda: made.join(pl.DataFrame({"episode": ["a"]}), "episode"), "keys are of other types"),
+        (lambda: made.join(pl.DataFrame({"episode": [0.2, 0.4]}), "episode"), "is not unique"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+    assert len(made.split(np.array([0.5, 0.5]), seed=1)) == 2

@@ -222,11 +222,14 @@ def test_without_a_best_tenth_the_report_says_why(dataset: Dataset, why: str) ->
     assert distances_figure(found) is None
 
 
-def test_logs_that_do_not_fit_together_are_a_remark() -> None:
-    found = examine(walk(), grid(0), scale="quick")
-    assert any("density ratio: obs" in remark for remark in found.remarks)
-    assert any("nearest neighbours: " in remark for remark in found.remarks)
-    assert found.measures == ()
+def test_logs_that_do_not_fit_together_are_one_line() -> None:
+    with pytest.raises(InputError, match="observations do not fit .* 1 whole numbers a row, .* 2 reals"):
+        examine(walk(), grid(0), scale="quick")
+    wide = walk()
+    steps = np.tile(as_numpy(wide.transitions["action"]), (1, 2))
+    wide = wide.with_columns(action=pl.Series(steps, dtype=pl.Array(pl.Float32, steps.shape[1])))
+    with pytest.raises(InputError, match="its actions do not fit those of the log"):
+        examine(walk(), wide)
 
 
 def test_a_missing_classifier_is_a_remark(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,3 +102,47 @@ def test_the_tree_shows_every_step() -> None:
 def test_a_damaged_record_is_refused(found: object) -> None:
     with pytest.raises(InputError, match="provenance of the dataset cannot be read"):
         Provenance.from_json(found)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pl.Series(["a"], dtype=pl.Categorical), pl.Series(["b"], dtype=pl.Categorical)),
+        (pl.Series([b"a"]), pl.Series([b"b"])),
+        (pl.Series(["1.5"]).cast(pl.Decimal(9, 2)), pl.Series(["1.25"]).cast(pl.Decimal(9, 2))),
+    ],
+)
+def test_columns_of_every_type_are_told_apart(one: pl.Series, other: pl.Series) -> None:
+    assert frame_hash(pl.DataFrame({"x": one})) != frame_hash(pl.DataFrame({"x": other}))
+    assert frame_hash(pl.DataFrame({"x": one})) == frame_hash(pl.DataFrame({"x": one}))
+
+
+def test_a_frame_without_rows_or_width_has_a_hash() -> None:
+    empty = pl.DataFrame({"x": pl.Series([], dtype=pl.Float64)})
+    assert len(frame_hash(empty)) == len(frame_hash(pl.DataFrame({"x": np.zeros((3, 0))}))) == 16
+
+
+def test_a_series_is_recorded_by_value_or_by_hash() -> None:
+    short, long = pl.Series([1, 2]), pl.Series(np.arange(20_000))
+    assert "polars_expression" in recorded(short)
+    assert recorded(short) != recorded(short + 1)
+    assert recorded(long)["not_recorded"] == "polars.Series"
+    assert recorded(long)["content"] != recorded(long + 1)["content"]
+
+
+def test_several_things_that_were_not_recorded_have_a_variable_each() -> None:
+    told = recorded({"attacker": {"actions": print, "rewards": len}})
+    step = Provenance("offrl_wb.data.corruption.corrupt", told, 1, (LEAF,))
+    assert "{'actions': attacker_actions, 'rewards': attacker_rewards}" in step.as_python()
+    assert not step.complete
+    assert LEAF.complete
+
+
+def test_thousands_of_steps_need_no_recursion() -> None:
+    step = LEAF
+    for number in range(3000):
+        step = Provenance("offrl_wb.data.dataset.Dataset.label", {"source": number}, None, (step,))
+    again = Provenance.from_json(step.to_json())
+    assert again.hash == step.hash
+    assert len(again.as_python().splitlines()) == 3000 + 1 + 3
+    assert len(step.tree().splitlines()) == 3001

@@ -94,7 +94,7 @@ def test_flattened_parts_come_back(space: spaces.Space, size: int) -> None:
     ],
 )
 def test_what_is_no_space_is_refused(found: dict) -> None:
-    with pytest.raises(InputError, match="space|no observation"):
+    with pytest.raises(InputError, match=r"space|no observation"):
         space_from_json(found)
 
 
@@ -132,3 +132,35 @@ def test_half_a_spec_is_refused() -> None:
     for key in whole:
         with pytest.raises(InputError, match="spec cannot be read"):
             Spec.from_json({k: v for k, v in whole.items() if k != key})
+
+
+def test_wide_integer_bounds_and_starts_survive_json() -> None:
+    whole = np.iinfo(np.int64)
+    for space in (
+        spaces.Box(whole.min, whole.max, (2,), dtype=np.int64),
+        spaces.MultiDiscrete([3, 4], start=[1, -2]),
+    ):
+        again = space_from_json(json.loads(json.dumps(space_to_json(space))))
+        assert again == space
+    assert again.start.tolist() == [1, -2]
+    older = space_to_json(again)
+    del older["start"]
+    assert space_from_json(older) == spaces.MultiDiscrete([3, 4])
+
+
+def test_a_name_with_a_dot_is_one_part() -> None:
+    space = spaces.Dict(
+        {"a.b": spaces.Box(0, 1, (2,)), "a": spaces.Dict({"c": spaces.Discrete(3)})}
+    )
+    value = {"a.b": np.ones((4, 2)), "a": {"c": np.arange(4)}}
+    flat = flatten(space, value)
+    assert [field.name for field in fields(space)] == ["a.c", "a.b"]
+    assert unflatten(space, flat)["a"]["c"].tolist() == [0, 1, 2, 3]
+
+
+def test_parts_of_different_lengths_and_numbers_too_large_are_refused() -> None:
+    space = spaces.Dict({"a": spaces.Box(0, 1, (2,)), "b": spaces.Box(0, 1, (1,))})
+    with pytest.raises(InputError, match="part 'b' has 4 rows, the first part 3"):
+        flatten(space, {"a": np.zeros((3, 2)), "b": np.zeros((4, 1))})
+    with pytest.raises(InputError, match="no space can be made"):
+        space_from_json({"kind": "Discrete", "n": 10**30, "start": 0})

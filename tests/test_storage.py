@@ -209,3 +209,39 @@ def test_batches_fill_vectors_in_order(tmp_path: Path) -> None:
             frame.with_columns(a=pl.when(pl.col("t") == 250_000).then(None).otherwise("a")).lazy(),
             {"obs": ["a"]},
         )
+
+
+@pytest.mark.parametrize("kind", ["bytes", "flags", "holes", "texts", "grids"])
+def test_further_vector_columns_come_back_in_their_type(tmp_path: Path, kind: str) -> None:
+    made = log([3, 2])
+    column = {
+        "bytes": pl.Series(np.arange(10).reshape(5, 2)).cast(pl.Array(pl.UInt8, 2)),
+        "flags": pl.Series(np.arange(10).reshape(5, 2) > 3),
+        "holes": pl.Series([[1.0, 2.0], None, [None, 4.0], None, [5.0, 6.0]]).cast(
+            pl.Array(pl.Float32, 2)
+        ),
+        "texts": pl.Series([["a", "b"]] * 5, dtype=pl.Array(pl.String, 2)),
+        "grids": pl.Series(np.arange(20.0).reshape(5, 2, 2)),
+    }[kind]
+    wide = made.with_columns(x=column)
+    again = load(save(wide, tmp_path / "log"), verify=True)
+    assert again.transitions.equals(wide.transitions)
+    assert again.transitions["x"].dtype == column.dtype
+
+
+def test_a_file_of_the_users_own_stays(tmp_path: Path) -> None:
+    folder = save(log([2]), tmp_path / "log")
+    own = folder / "transitions-notes.txt"
+    own.write_text("mine")
+    save(log([3]), folder)
+    assert own.read_text() == "mine"
+    assert len(list(folder.iterdir())) == 4
+
+
+def test_an_index_that_claims_endless_vectors_is_refused(tmp_path: Path) -> None:
+    folder = save(log([2]), tmp_path / "log")
+    index = json.loads((folder / "dataset.json").read_text())
+    index["vectors"]["transitions"]["obs"] = 10**12
+    (folder / "dataset.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="it is damaged"):
+        load(folder)

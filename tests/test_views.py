@@ -500,3 +500,44 @@ def test_numbers_of_rewards_do_not_depend_on_the_order_of_episodes():
     for kind in ("standard", "return_range"):
         np.testing.assert_allclose(reward_numbers(data, kind), reward_numbers(turned, kind))
     assert rows_ahead(turned).max() == 6
+
+
+def test_an_unknown_end_stays_unknown_when_next_observations_are_written_out():
+    data = log([4, 4], seed=3, unknown=False)
+    ends = np.ma.masked_all((2, 2))
+    data = Dataset.from_arrays(*data.arrays()[:3], np.zeros(8), np.arange(8) % 4 == 3,
+                               final_observations=ends)  # fmt: skip
+    holed = data.filter(pl.col("step") != 1)
+    assert "next_obs" in holed.transitions.columns
+    assert n_step(holed, 1, 0.9).known.tolist() == [True, True, False] * 2
+    known = holed.arrays()
+    seen = np.concatenate([known.observations, np.delete(known.next_observations, [2, 5], axis=0)])
+    mean, deviation = observation_moments(holed)
+    assert np.allclose(mean, seen.mean(axis=0))
+    assert np.allclose(deviation, seen.std(axis=0))
+
+
+def test_n_steps_do_not_jump_over_rows_that_were_left_out():
+    data = log([6], rewards=np.arange(6.0))
+    whole, holed = data.arrays(), data.filter(pl.col("step") != 2)
+    view = n_step(holed, 3, 0.5)
+    assert view.steps.tolist() == [2, 1, 3, 2, 1]
+    assert view.rewards[0] == whole.rewards[0] + 0.5 * whole.rewards[1]
+    assert np.array_equal(view.next_observations[0], whole.observations[2])
+
+
+def test_whole_numbered_rewards_are_not_rounded():
+    data = log([4], rewards=np.ones(4, dtype=int))
+    column = add_monte_carlo_returns(data, 0.5).transitions["mc_return"]
+    assert column.to_list() == [1.875, 1.75, 1.5, 1]
+    data = log([4], rewards=np.arange(4))
+    assert np.isclose(normalise(data, rewards="standard").dataset.arrays().rewards.std(), 1)
+    assert not failed_episodes(log([4], rewards=np.zeros(4, dtype=int)), -0.5).any()
+
+
+def test_numbers_of_other_kinds_are_taken_or_refused():
+    data = log([4])
+    assert normalise(data, rewards=np.array([2.0, 0.5])).statistics.reward_scale == 2
+    for call in (lambda: normalise(data, statistics=[1]), lambda: windows(data, 2.5)):
+        with pytest.raises(InputError):
+            call()

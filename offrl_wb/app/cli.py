@@ -216,7 +216,7 @@ def data_check(
     if {"error", "warning" if strict else "error"} & set(found["severity"]):
         raise typer.Exit(BROKEN)
 
-# %% ../../nbs/app/09_cli.ipynb #82662631
+# %% ../../nbs/app/09_cli.ipynb #66fef681
 @data_app.command("describe")
 def data_describe(
     file: FileArgument,
@@ -248,14 +248,14 @@ def data_describe(
 
     place = page_place(page) if page else None
     dataset = open_log(file, format, mapping, column or ())
-    summary = summarise(dataset)
+    summary = summarise(dataset, file=file)
     if place:
         write_page(page_of(dataset, summary), place)
     typer.echo(summary_text(summary), nl=False)
     if place:
         typer.echo(f"wrote {place}", err=True)
 
-# %% ../../nbs/app/09_cli.ipynb #2161c6fc
+# %% ../../nbs/app/09_cli.ipynb #7f2c63dc
 @data_app.command("convert")
 def data_convert(
     file: FileArgument,
@@ -280,13 +280,17 @@ def data_convert(
         offrl-wb data convert plant.csv plant.hdf5 --mapping plant.yaml
         offrl-wb data convert log.npz plant/log-v0 --to minari
     """
-    from offrl_wb.app.describe import open_log, write_log, writer_of
+    from offrl_wb.app.describe import given_up, in_a_folder, open_log, write_log, writer_of
 
     kind = writer_of(out, to)
     if kind != "minari" and Path(out).exists() and not force:
         raise InputError(f"{out} is there already: take another name, or replace it with --force")
+    if kind != "minari":
+        in_a_folder(out)
     dataset = open_log(file, format, mapping, column or ())
     typer.echo(str(write_log(dataset, out, to, replace=force)))
+    if lost := given_up(dataset):
+        typer.echo(lost, err=True)
 
 # %% ../../nbs/app/09_cli.ipynb #f69f7ba4
 def copy_notebooks(target: Path) -> list[Path]:

@@ -342,14 +342,14 @@ def draw_playback(figure: go.Figure, playback: Playback) -> None:
     figure.layout.xaxis.range = [steps[0] - 0.5, steps[-1] + 0.5]
     figure.layout.title.text = f"Episode {playback.number:,}"
 
-# %% ../../nbs/app/14_dataset_figures.ipynb #2468c522
+# %% ../../nbs/app/14_dataset_figures.ipynb #b99e1625
 def mixture_figure() -> go.Figure:
     """Returns and lengths before and after (traces 0 to 3), shares asked and realised (4, 5)."""
     figure = new_figure(
         "Histograms of returns and of episode lengths, of the log in grey and of the mixture in "
         "blue, and bars of the share of each part that was asked for and that came out",
         height=560,
-        title=heading("Before and after mixing"),
+        title=heading("Before and after"),
         margin=dict(l=58, r=16, t=52, b=66),
         dragmode=False,
         barmode="group",
@@ -359,7 +359,11 @@ def mixture_figure() -> go.Figure:
         xaxis2=dict(title_text="length", domain=[0, 0.42], anchor="y2", **FEW_TICKS),
         yaxis2=dict(title_text="share of episodes", domain=[0.06, 0.42], nticks=4, anchor="x2"),
         xaxis3=dict(
-            title_text="share", domain=[0.64, 1], anchor="y3", tickformat=".0%", **FEW_TICKS
+            title_text="share",
+            domain=[0.64, 1],
+            anchor="y3",
+            tickformat=".0%",
+            **FEW_TICKS | {"nticks": 3},
         ),
         yaxis3=dict(domain=[0.06, 0.42], anchor="x3", showgrid=False, automargin=False),
         legend=dict(y=-0.1, font_size=12, itemclick=False, itemdoubleclick=False),
@@ -420,7 +424,7 @@ def describe_mixture(log: Log, mixed: Mixed) -> str:
     size = f"{mixed.size:,} transitions in {len(mixed.episodes):,} episodes"
     return f"{size}, {mean}. Realised: {told}."
 
-# %% ../../nbs/app/14_dataset_figures.ipynb #bfb88b3c
+# %% ../../nbs/app/14_dataset_figures.ipynb #1d73dd8e
 DOTS = 1_200  # points of a preview that are drawn
 
 
@@ -430,7 +434,7 @@ def damage_figure() -> go.Figure:
         "Scatter plot of one column, its clean value across and the value in the corrupted log up, "
         "spoiled transitions in orange; beside it the column's histograms before and after",
         height=450,
-        title=heading("Before and after corruption"),
+        title=heading("Before and after"),
         margin=dict(l=58, r=16, t=52, b=90),
         dragmode=False,
         hovermode="closest",
@@ -480,7 +484,7 @@ def draw_damage(figure: go.Figure, spoiled: Spoiled) -> None:
         counts = np.bincount(bin_numbers(values, edges), minlength=len(edges))[: len(edges) - 1]
         shares = counts / max(counts.sum(), 1)
         trace.x, trace.y = outlined(edges, shares)
-    figure.layout.title.text = f"Before and after corruption: {spoiled.name}"
+    figure.layout.title.text = f"Before and after: {spoiled.name}"
     room = 0.03 * (edges[-1] - edges[0])
     limits = [edges[0] - room, edges[-1] + room]
     for axis in (figure.layout.xaxis, figure.layout.yaxis, figure.layout.xaxis2):
@@ -542,7 +546,7 @@ def add_panels(whole: go.Figure, part: go.Figure, place: tuple[float, ...]) -> N
         across, up = renamed(drawn["xref"]), renamed(drawn["yref"].removesuffix(" domain"))
         whole.add_shape(drawn | {"xref": across, "yref": f"{up} domain"})
 
-# %% ../../nbs/app/14_dataset_figures.ipynb #d49c6078
+# %% ../../nbs/app/14_dataset_figures.ipynb #002282f5
 def overview_figure(states: go.Figure, episodes: go.Figure, columns: go.Figure) -> go.Figure:
     """Three figures, already drawn, in one: states, episodes and columns."""
     whole = new_figure(
@@ -558,7 +562,6 @@ def overview_figure(states: go.Figure, episodes: go.Figure, columns: go.Figure) 
     add_panels(whole, states, (0.0, 0.5, 0.52, 0.5))
     add_panels(whole, episodes, (0.64, 0.5, 0.36, 0.5))
     add_panels(whole, columns, (0.0, 0.0, 1.0, 0.4))
-    for trace in whole.data:
-        if trace.type == "bar":
-            trace.showlegend = False
+    for trace in whole.data[len(states.data) :]:
+        trace.showlegend = False
     return whole

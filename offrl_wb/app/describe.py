@@ -6,12 +6,12 @@
 __all__ = ['BINS', 'NEAR', 'QUANTILES', 'WIDTH', 'MOST_DIMENSIONS', 'SPREAD', 'SOURCES', 'MOST_ROWS', 'PILED', 'MOST_STEPS',
            'PAGE_STYLE', 'PAGE_SCRIPT', 'TABLES', 'ENDINGS', 'number', 'percent', 'size', 'space_text', 'Dimensions',
            'dimensions', 'value_table', 'spread', 'spread_table', 'ending_table', 'source_table', 'column_table',
-           'Summary', 'summarise', 'text_table', 'wrapped', 'spread_rows', 'source_rows', 'dimension_rows',
-           'severities', 'summary_text', 'describe_text', 'edges_of', 'histogram_figure', 'progress_figure',
-           'dimensions_figure', 'values_figure', 'Projection', 'project', 'projection_figure', 'chosen_episodes',
-           'thinned', 'liveliest', 'episodes_figure', 'with_menu', 'side_figure', 'states_figure', 'html_table',
-           'figure_block', 'place', 'findings_html', 'sections', 'page_of', 'describe_html', 'log_mapping', 'open_log',
-           'writer_of', 'write_log', 'page_place', 'write_page']
+           'Summary', 'given_up', 'title_of', 'summarise', 'text_table', 'wrapped', 'spread_rows', 'source_rows',
+           'dimension_rows', 'severities', 'summary_text', 'describe_text', 'edges_of', 'histogram_figure',
+           'progress_figure', 'dimensions_figure', 'values_figure', 'Projection', 'project', 'projection_figure',
+           'chosen_episodes', 'thinned', 'liveliest', 'episodes_figure', 'with_menu', 'side_figure', 'states_figure',
+           'html_table', 'figure_block', 'place', 'findings_html', 'sections', 'page_of', 'describe_html',
+           'log_mapping', 'open_log', 'writer_of', 'in_a_folder', 'write_log', 'page_place', 'write_page']
 
 # %% ../../nbs/app/10_describe.ipynb #226c7a5a
 import html
@@ -312,7 +312,7 @@ def _side(values: np.ndarray, space: Any, prefix: str) -> Dimensions | pl.DataFr
         return value_table(values)
     return dimensions(values, labels(space, prefix, values.shape[1]))
 
-# %% ../../nbs/app/10_describe.ipynb #0e7119fb
+# %% ../../nbs/app/10_describe.ipynb #56dc8fe1
 def _two(value: float | None) -> str:
     """Two decimals, as benchmarks print scores."""
     return "–" if value is None or math.isnan(value) else f"{value:.2f}"
@@ -337,11 +337,35 @@ def _facts(dataset: Dataset, returns: np.ndarray) -> dict[str, str]:
     weight = dataset.transitions.estimated_size() + dataset.episodes.estimated_size()
     told["memory"] = size(int(weight))
     told["fingerprint"] = dataset.provenance.hash[:12]
+    if lost := given_up(dataset):
+        told["left out"] = lost
     return told
 
+# %% ../../nbs/app/10_describe.ipynb #f11e64dc
+def given_up(dataset: Dataset) -> str:
+    """A line on the last rows that reading the log gave up; empty where it gave up none."""
+    count = int((dataset.provenance.outcome or {}).get("rows_given_up", 0))
+    if not count:
+        return ""
+    if count == 1:
+        return "1 last row of a cut episode was given up: its observation is the final one"
+    told = f"{number(count)} last rows of cut episodes were given up"
+    return f"{told}: their observation is the final one"
 
-def summarise(dataset: Dataset, checks: pl.DataFrame | None = None) -> Summary:
-    """Aggregate `dataset` once; `checks` are computed unless given."""
+
+def title_of(dataset: Dataset, file: str = "") -> str:
+    """The spec's name, else that of the file it was read from, else of the last step."""
+    step = dataset.provenance
+    while len(step.parents) == 1:
+        step = step.parents[0]
+    told = [] if step.parents else [step.parameters.get(k) for k in ("path", "dataset", "source")]
+    files = [file, *(value for value in told if isinstance(value, str))]
+    stems = [Path(value).stem for value in files]
+    return next(filter(None, [dataset.spec.name, *stems]), step.operation.rpartition(".")[2])
+
+# %% ../../nbs/app/10_describe.ipynb #5b0e992f
+def summarise(dataset: Dataset, checks: pl.DataFrame | None = None, file: str = "") -> Summary:
+    """Aggregate `dataset` once; `checks` are computed unless given, `file` is where it lies."""
     spec, frame, returns = dataset.spec, dataset.transitions, dataset.returns()
     rewards, episodes = as_numpy(frame["reward"]), dataset.episode_table()
     along = column_table(frame, _OWN)
@@ -353,7 +377,7 @@ def summarise(dataset: Dataset, checks: pl.DataFrame | None = None) -> Summary:
     else:
         observations = _side(as_numpy(frame["obs"]), spec.observation_space, "obs")
     return Summary(
-        title=spec.name or dataset.provenance.operation.rpartition(".")[2],
+        title=title_of(dataset, file),
         facts=_facts(dataset, returns),
         spread=spread_table(dataset, returns, rewards),
         endings=ending_table(episodes),
@@ -1091,7 +1115,7 @@ def describe_html(dataset: Dataset) -> str:
     """A standalone page on `dataset`, with interactive figures: opens from disk, no network."""
     return page_of(dataset, summarise(dataset))
 
-# %% ../../nbs/app/10_describe.ipynb #fc27bd11
+# %% ../../nbs/app/10_describe.ipynb #4271cbaa
 TABLES = ("csv", "ndjson", "parquet")
 
 
@@ -1114,9 +1138,10 @@ def open_log(
     """The dataset in the file or folder `path`, or the Minari dataset of that name.
 
     `format`: a key of `offrl_wb.data.files.FORMATS`, csv, ndjson or parquet, or "auto". `mapping`,
-    `columns`: see `log_mapping`. Raises `InputError` for whatever cannot be read.
+    `columns`: see `log_mapping`. What is missing in a table is kept as NaN, for the checks to
+    find. Raises `InputError` for whatever cannot be read.
     """
-    from offrl_wb.data.files import read
+    from offrl_wb.data.files import FORMATS, read, recognise
 
     roles = log_mapping(mapping, columns)
     kind = None if format in ("auto", "") else "table" if format in TABLES else format
@@ -1126,12 +1151,18 @@ def open_log(
             from offrl_wb.data.minari_store import read_minari
 
             return read_minari(path)
-        return read(path, kind, roles)
+        kind = kind or recognise(path)
+        if kind == "table":
+            return read(path, kind, roles, missing="keep")
+        if roles is not None and kind in FORMATS:
+            is_kind = FORMATS[kind].partition(" (")[0]
+            raise InputError(f"-c / --mapping name columns of tables; {path} is {is_kind}")
+        return read(path, kind)
     except (OSError, pl.exceptions.PolarsError, UnicodeError) as problem:
         line = str(problem).strip().split("\n")[0] or type(problem).__name__
         raise InputError(f"{path} cannot be read: {line}") from None
 
-# %% ../../nbs/app/10_describe.ipynb #fd21eab4
+# %% ../../nbs/app/10_describe.ipynb #e18ea7c6
 ENDINGS = {"": "native", ".hdf5": "d4rl", ".h5": "d4rl"} | dict.fromkeys(
     (".csv", ".tsv", ".ndjson", ".jsonl", ".parquet"), "table"
 )
@@ -1151,6 +1182,12 @@ def writer_of(place: str, to: str = "auto") -> str:
     return found
 
 
+def in_a_folder(place: str | Path) -> None:
+    """`InputError` unless the folder in which `place` should lie exists."""
+    if not Path(place).parent.is_dir():
+        raise InputError(f"cannot write {place}: there is no folder {Path(place).parent}")
+
+
 def write_log(dataset: Dataset, place: str, to: str = "auto", replace: bool = False) -> Path:
     """Write `dataset` to `place`, a file, a folder, or a Minari name; returns where it lies.
 
@@ -1163,8 +1200,8 @@ def write_log(dataset: Dataset, place: str, to: str = "auto", replace: bool = Fa
         return write_minari(dataset, place, overwrite=replace)
     if Path(place).exists() and not replace:
         raise InputError(f"{place} is there already: take another name, or replace it with --force")
+    in_a_folder(place)
     try:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
         return Path(_writer(kind)(dataset, place))
     except OSError as problem:
         raise InputError(f"cannot write {place}: {problem.strerror or problem}") from None
@@ -1178,20 +1215,20 @@ def _writer(kind: str) -> Any:
     writers |= {"neorl2": files.write_neorl2, "episodes": episode_files.write_episodes}
     return (writers | {"ogbench": episode_files.write_ogbench})[kind]
 
-# %% ../../nbs/app/10_describe.ipynb #672431ab
+# %% ../../nbs/app/10_describe.ipynb #28d46a35
 def page_place(place: Path) -> Path:
-    """`place` itself if a page can go there; `InputError` for another ending or a folder."""
+    """`place` itself if a page can go there; `InputError` for another ending, or no folder."""
     if place.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"a page is called something.html, not {place}")
     if place.is_dir():
         raise InputError(f"{place} is a folder: name a file in it")
+    in_a_folder(place)
     return place
 
 
 def write_page(page: str, place: Path) -> Path:
     """Write a page aside and rename it, so that it is there whole or not at all."""
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
     except OSError as problem:
         raise InputError(f"cannot write {place}: {problem.strerror}") from None

@@ -152,7 +152,7 @@ def ranges_of(outlines: Sequence[Mapping[str, Any]], axis: str) -> tuple[Range, 
     found = [(each["x0"], each["x1"]) for each in outlines if each["xref"] == axis]
     return tuple((float(min(pair)), float(max(pair))) for pair in found)
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #3dee01f1
+# %% ../../nbs/app/11_explore_dataset.ipynb #e4188766
 PERCENT = {"lowest": 0, **{f"{p} %": p for p in range(5, 100, 5)}, "highest": 100}
 
 
@@ -192,8 +192,7 @@ def describe_picked(log: Log, picked: Picked) -> str:
         spread = sorted({log.lengths.min(), log.lengths.max()})
         lengths = " to ".join(f"{length:,}" for length in spread) + " steps"
         return (
-            f"All {log.size:,} transitions in {len(log.lengths):,} episodes of {lengths}; {mean}. "
-            "Drag across the states or the returns to select."
+            f"All {log.size:,} transitions in {len(log.lengths):,} episodes of {lengths}; {mean}."
         )
     share = picked.count / log.size
     return (
@@ -245,7 +244,7 @@ def side_by_side(parts: Sequence[ipywidgets.Widget], least: int) -> ipywidgets.G
     layout = ipywidgets.Layout(grid_template_columns=columns, grid_gap="2px 16px")
     return ipywidgets.GridBox(list(parts), layout=layout)
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #6e89faf5
+# %% ../../nbs/app/11_explore_dataset.ipynb #495b706e
 class Look:
     """The first tab: what is in the log, and what is brushed of it.
 
@@ -294,8 +293,11 @@ class Look:
         above = [widget for name, widget in panel.controls.items() if name != "page"]
         clear = ipywidgets.HBox(list(panel.buttons.values()))
         head = section([side_by_side(above, 300), clear, panel.readout, panel.error])
-        drawn = f"Up to {POINTS:,} of the selected transitions; grey: all. Click one to open it."
-        figures = [card(self.states, drawn), card(self.episodes, "Drag across to select a range.")]
+        drag = "Drag across to select, double-click to clear."
+        drawn = (
+            f"{drag} Up to {POINTS:,} of the selected transitions; click one to open its episode."
+        )
+        figures = [card(self.states, drawn), card(self.episodes, drag)]
         page = section([side_by_side([panel.controls["page"]], 300)])
         return ipywidgets.VBox([head, side_by_side(figures, 340), page, card(self.columns)])
 
@@ -765,7 +767,7 @@ class Code(anywidget.AnyWidget):
     _css = CODE_STYLE
     text = traitlets.Unicode("").tag(sync=True)
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #e998a81f
+# %% ../../nbs/app/11_explore_dataset.ipynb #45e825ef
 TABS = ("Look", "Episodes", "Mix", "Corrupt", "Code")
 
 
@@ -808,8 +810,10 @@ class DatasetExplorer:
 
     @property
     def code(self) -> str:
-        """Python that makes the dataset that the sliders describe."""
+        """Python that makes the dataset that the sliders describe; a comment if there is none."""
         self._refresh("Corrupt")
+        if problem := self.mixer.error or self.corrupter.error:
+            return f"# Nothing can be made: {problem}"
         return recipe_code(self.corrupter.result.origin, self.dataset.provenance)
 
     def build(self) -> Dataset:

@@ -29,9 +29,9 @@ from .spec import Spec, column_names, flatten, infer_space, space_to_json, width
 NAME = "offrl_wb.data.dataset"
 REQUIRED = ("episode", "step", "obs", "action", "reward", "terminated", "truncated")
 
-# %% ../../nbs/data/03_dataset.ipynb #503a1815
+# %% ../../nbs/data/03_dataset.ipynb #e031a668
 def flags(values: Any, name: str, size: int) -> np.ndarray:
-    """`values` `(N,)` of booleans or zeros and ones as booleans; `InputError` at the first other."""
+    """`values` `(N,)` of booleans, zeros or ones as booleans; `InputError` at the first other."""
     values = np.asarray(values).reshape(-1)
     if len(values) != size:
         raise InputError(f"{name} has {len(values)} rows, and there are {size} observations")
@@ -64,9 +64,9 @@ def episode_starts(size: int, ends: np.ndarray | None, ids: np.ndarray | None) -
         )
     return starts
 
-# %% ../../nbs/data/03_dataset.ipynb #b35cef19
+# %% ../../nbs/data/03_dataset.ipynb #e5d57176
 def as_column(name: str, values: np.ndarray, copy: bool) -> pl.Series:
-    """`values` `(N,)` or `(N, d)` as a Polars series; whole numbers as Int64, half floats widened."""
+    """`values` `(N,)` or `(N, d)` as a series; whole numbers as Int64, half floats as Float32."""
     if values.dtype == bool or np.issubdtype(values.dtype, np.integer):
         values = values.astype(np.int64)
     elif values.dtype not in (np.float32, np.float64):
@@ -85,7 +85,7 @@ def as_numpy(series: pl.Series) -> np.ndarray:
 
 
 def with_unknown(name: str, values: np.ndarray, known: np.ndarray, like: pl.Series) -> pl.Series:
-    """`values` (one for each true entry of `known` `(E,)`), null elsewhere, in the type of `like`."""
+    """`values` (one for each true entry of `known` `(E,)`), else null, of the type of `like`."""
     filled = np.zeros((len(known), *np.shape(values)[1:]), np.asarray(values).dtype)
     filled[known] = values
     column = as_column(name, filled, copy=False).cast(like.dtype)
@@ -94,9 +94,9 @@ def with_unknown(name: str, values: np.ndarray, known: np.ndarray, like: pl.Seri
     frame = pl.DataFrame([column, pl.Series("known", known)])
     return frame.select(pl.when("known").then(name).alias(name))[name]
 
-# %% ../../nbs/data/03_dataset.ipynb #3c500c82
+# %% ../../nbs/data/03_dataset.ipynb #5d3fb89a
 class Ends(NamedTuple):
-    """Final observations `(E,)` with those that are known, and an explicit column if there is one."""
+    """Final observations `(E,)` with those that are known, and an explicit column if any."""
 
     values: np.ndarray
     known: np.ndarray
@@ -119,9 +119,9 @@ def final_from_following(observations: np.ndarray, following: np.ndarray, ends: 
     whole = bool(chain_holds(observations, following, ends).all())
     return Ends(following[ends], np.ones(len(ends), dtype=bool), None if whole else following)
 
-# %% ../../nbs/data/03_dataset.ipynb #aa066669
+# %% ../../nbs/data/03_dataset.ipynb #dd463e8f
 class Cut(NamedTuple):
-    """Rows that stay `(N,)` when cut episodes give up their last row, and the final observations."""
+    """Rows that stay `(N,)` when cut episodes give up their last, and the final observations."""
 
     keep: np.ndarray
     truncated: np.ndarray
@@ -346,7 +346,7 @@ def _gather_column(name: str, columns: Sequence[pl.Series], wanted: Sequence[Blo
         place += len(each.rows)
     return pl.Series(name, target)
 
-# %% ../../nbs/data/03_dataset.ipynb #88fdab14
+# %% ../../nbs/data/03_dataset.ipynb #277ef23d
 def _column(part: "Dataset", name: str, dtype: pl.DataType) -> pl.Series:
     """A column of one part; where it has none, its next observations, or nulls."""
     if name in part.transitions.columns:
@@ -359,7 +359,7 @@ def _column(part: "Dataset", name: str, dtype: pl.DataType) -> pl.Series:
 def gather_episodes(
     parts: "Sequence[Dataset]", picks: Sequence[np.ndarray]
 ) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Transitions and episodes of `picks` (episode numbers, repeats allowed) of each part, in order.
+    """Transitions and episodes of `picks` (episode numbers, repeats too) of each part, in order.
 
     Episodes are numbered anew. Columns that a part lacks are null there. Raises `InputError` if
     nothing is picked, or the parts' observations or actions have different shapes.
@@ -388,24 +388,22 @@ def gather_episodes(
     episodes = episodes.with_columns(episode=np.arange(len(lengths), dtype=np.uint32))
     return pl.DataFrame([pl.Series("episode", numbers), *columns]), episodes
 
-# %% ../../nbs/data/03_dataset.ipynb #2ea2b699
+# %% ../../nbs/data/03_dataset.ipynb #872c4cda
 def common_space(first: Any, second: Any, name: str) -> Any:
     """The smallest space that holds both: wider bounds, more discrete values; else `InputError`."""
     from gymnasium import spaces
 
     if first == second:
         return first
-    if isinstance(first, spaces.Box) and isinstance(second, spaces.Box):
-        if first.shape == second.shape:
-            low, high = np.minimum(first.low, second.low), np.maximum(first.high, second.high)
-            kind = np.result_type(first.dtype, second.dtype).type
-            return spaces.Box(low.astype(kind), high.astype(kind), first.shape, dtype=kind)
-    if isinstance(first, spaces.Discrete) and isinstance(second, spaces.Discrete):
-        if first.start == second.start:
-            return spaces.Discrete(int(max(first.n, second.n)), start=int(first.start))
-    if isinstance(first, spaces.MultiDiscrete) and isinstance(second, spaces.MultiDiscrete):
-        if first.shape == second.shape and (first.start == second.start).all():
-            return spaces.MultiDiscrete(np.maximum(first.nvec, second.nvec), start=first.start)
+    kind, same = type(first), type(first) is type(second) and first.shape == second.shape
+    if same and kind is spaces.Box:
+        low, high = np.minimum(first.low, second.low), np.maximum(first.high, second.high)
+        number = np.result_type(first.dtype, second.dtype).type
+        return spaces.Box(low.astype(number), high.astype(number), first.shape, dtype=number)
+    if same and kind is spaces.Discrete and first.start == second.start:
+        return spaces.Discrete(int(max(first.n, second.n)), start=int(first.start))
+    if same and kind is spaces.MultiDiscrete and (first.start == second.start).all():
+        return spaces.MultiDiscrete(np.maximum(first.nvec, second.nvec), start=first.start)
     raise InputError(f"the {name} spaces {first} and {second} do not fit together")
 
 
@@ -535,9 +533,9 @@ def final_ends(
         raise InputError(f"final observations have rows of shape {shapes}")
     return Ends(last, known, None)
 
-# %% ../../nbs/data/03_dataset.ipynb #d4778343
+# %% ../../nbs/data/03_dataset.ipynb #e8a71f86
 def episodes_frame(starts: np.ndarray, ids: Any, columns: Mapping[str, Any]) -> pl.DataFrame:
-    """The episodes table: `columns`, each one value or one for each episode, and the log's own ids."""
+    """The episodes table: `columns`, each one value or one for each episode, and the log's ids."""
     table = {"episode": np.arange(len(starts), dtype=np.uint32)}
     frame = pl.DataFrame(table)
     if ids is not None:
@@ -652,7 +650,7 @@ def with_given(
     except pl.exceptions.PolarsError as error:
         raise InputError(f"the columns cannot be made: {str(error).splitlines()[0]}") from None
 
-# %% ../../nbs/data/03_dataset.ipynb #6a1175b3
+# %% ../../nbs/data/03_dataset.ipynb #4af9e2ff
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Logged experience: transitions, episodes, and what they are about.
@@ -920,7 +918,7 @@ class Dataset:
         return keep_rows(self.transitions, self.episodes, ahead, keep)
 
     def select(self, episodes: Any) -> "Dataset":
-        """The episodes with these numbers `(k,)`, in this order, repeats allowed, or a mask `(E,)`."""
+        """The episodes with these numbers `(k,)`, in this order, repeats too, or a mask `(E,)`."""
         wanted = np.asarray(episodes)
         if wanted.dtype == bool:
             if wanted.shape != (self.episode_count,):

@@ -201,7 +201,7 @@ def infer_space(values: np.ndarray, name: str = "values") -> Any:
     highest = values.max(axis=0, initial=0) + 1
     return spaces.Discrete(int(highest)) if values.ndim == 1 else spaces.MultiDiscrete(highest)
 
-# %% ../../nbs/data/01_spec.ipynb #4237c2a9
+# %% ../../nbs/data/01_spec.ipynb #84b22e0c
 @dataclass(frozen=True)
 class ScoreReference:
     """The returns that count as 0 (`low`) and as 100 (`high`), and where they come from."""
@@ -213,7 +213,7 @@ class ScoreReference:
 
 @dataclass(frozen=True)
 class ImageFile:
-    """Images `(M, height, width, channels)` in the `.npy` file `path`, read as they are asked for."""
+    """Images `(M, height, width, channels)` in the `.npy` file `path`, read when asked for."""
 
     path: str
 

@@ -116,7 +116,7 @@ def _write_wide(frame: pl.DataFrame, path: Path) -> None:
     wide = frame.lazy().select(chosen)
     wide.sink_parquet(path, compression="lz4", row_group_size=262_144)
 
-# %% ../../nbs/data/05_storage.ipynb #ec8e3d21
+# %% ../../nbs/data/05_storage.ipynb #bed81152
 def _index(folder: Path) -> dict[str, Any]:
     """The contents of `dataset.json`; `InputError` if the folder holds no dataset of ours."""
     path = folder / INDEX
@@ -137,7 +137,7 @@ def _index(folder: Path) -> dict[str, Any]:
 
 
 def _writable(folder: Path) -> set[str]:
-    """Names of the data files that a dataset in `folder` uses now; `InputError` for other content."""
+    """Names of the data files of a dataset in `folder`; `InputError` for other content."""
     if folder.is_file():
         raise InputError(f"{folder} is a file: a dataset is saved as a folder")
     if not folder.is_dir() or not any(folder.iterdir()):
