@@ -841,3 +841,28 @@ def test_a_multidiscrete_space_may_begin_elsewhere() -> None:
     assert not list(checks.out_of_bounds(made))
     (finding,) = checks.out_of_bounds(made.with_columns(action=np.zeros((4, 2), dtype=int)))
     assert (finding.severity, finding.count) == ("error", 4)
+
+
+def test_an_infinite_action_is_no_saturation() -> None:
+    rng = np.random.default_rng(0)
+    actions = np.clip(rng.normal(size=(1000, 2)) * 0.3, -0.95, 0.95)
+    actions[7] = np.inf
+    made = Dataset.from_arrays(
+        rng.normal(size=(1000, 3)), actions, rng.normal(size=1000), np.arange(1000) % 100 == 99
+    )
+    found = made.check()["check"].to_list()
+    assert "saturated_actions" not in found
+
+
+def test_rows_given_up_while_reading_are_noted() -> None:
+    rng = np.random.default_rng(0)
+    size = 400
+    made = Dataset.from_arrays(
+        rng.normal(size=(size, 3)),
+        rng.normal(size=(size, 2)),
+        rng.normal(size=size),
+        np.zeros(size),
+        np.arange(size) % 100 == 99,
+    )
+    found = made.check().filter(pl.col("check") == "given_up_rows")
+    assert found.select("severity", "count").rows() == [("note", 4)]

@@ -550,3 +550,20 @@ def test_wrong_requests_are_told_in_one_line() -> None:
         with pytest.raises(InputError, match=message):
             call()
     assert len(made.split(np.array([0.5, 0.5]), seed=1)) == 2
+
+
+def test_a_joined_column_never_renames_itself() -> None:
+    made = log([3, 4])
+    clash = pl.DataFrame({"episode": [0], "step": [0], "reward": [9.0]})
+    with pytest.raises(InputError, match="reward is there already"):
+        made.join(clash, on=["episode", "step"])
+    with pytest.raises(InputError, match="both sides have: episode"):
+        made.join(clash, on="id")
+
+
+def test_a_device_that_is_not_there_is_told() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("CUDA is here")
+    with pytest.raises(InputError, match="PyTorch finds no CUDA"):
+        log([3]).tensors("cuda")

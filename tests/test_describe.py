@@ -360,7 +360,7 @@ def test_what_a_reader_did_not_expect_is_one_line(monkeypatch: pytest.MonkeyPatc
 
 def test_a_log_is_called_by_its_spec_else_by_its_file(tmp_path: Path) -> None:
     bare = Dataset.from_arrays(np.zeros((4, 1)), np.zeros((4, 1)), np.arange(4.0), np.ones(4, bool))
-    bare.transitions.select("reward", obs_0=pl.lit(0.5), action_0="reward").write_csv(
+    bare.transitions.select("reward", "terminated", obs_0=pl.lit(0.5), action_0="reward").write_csv(
         tmp_path / "plant.csv"
     )
     read = describe.open_log(str(tmp_path / "plant.csv"))
@@ -372,9 +372,10 @@ def test_a_log_is_called_by_its_spec_else_by_its_file(tmp_path: Path) -> None:
 
 def test_nothing_is_written_into_a_folder_that_is_not_there(tmp_path: Path) -> None:
     place = tmp_path / "new" / "log.csv"
-    for write in (lambda: describe.write_log(log(), str(place)), lambda: describe.page_place(
-        place.with_suffix(".html")
-    )):
+    for write in (
+        lambda: describe.write_log(log(), str(place)),
+        lambda: describe.page_place(place.with_suffix(".html")),
+    ):
         with pytest.raises(InputError, match="there is no folder"):
             write()
     assert not place.parent.exists()

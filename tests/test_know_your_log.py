@@ -41,7 +41,7 @@ from offrl_wb.app.reports import run_report
 from offrl_wb.core.errors import InputError
 from offrl_wb.core.figures import alternative_text
 from offrl_wb.core.records import SCHEMA, load_records
-from offrl_wb.data.dataset import Dataset
+from offrl_wb.data.dataset import Dataset, as_numpy
 from offrl_wb.data.spec import Spec
 from offrl_wb.worlds.tabular import TabularMDP, occupancy, value_iteration
 from tests.shared_data import neorl2_file
@@ -223,7 +223,9 @@ def test_without_a_best_tenth_the_report_says_why(dataset: Dataset, why: str) ->
 
 
 def test_logs_that_do_not_fit_together_are_one_line() -> None:
-    with pytest.raises(InputError, match="observations do not fit .* 1 whole numbers a row, .* 2 reals"):
+    with pytest.raises(
+        InputError, match="observations do not fit .* 1 whole numbers a row, .* 2 reals"
+    ):
         examine(walk(), grid(0), scale="quick")
     wide = walk()
     steps = np.tile(as_numpy(wide.transitions["action"]), (1, 2))
@@ -407,8 +409,20 @@ def test_the_report_of_a_table_with_a_mapping(tmp_path: Path) -> None:
     )
     assert story["exit_state"] == "finished"
     assert "plant.csv" in json.dumps(story["dataset"])
+    assert story["dataset"]["log"]["name"] == "plant"
+    assert story["dataset"]["log"]["steps"].count("\n") == 0
+    assert "what learning and coverage add" in page
     assert "effective share of the log" in page
     assert {"effective_share", "return_mean"} <= set(records["metric"])
+    grid(0).save(tmp_path / "grid")
+    with pytest.raises(InputError, match="observations do not fit"):
+        report(
+            tmp_path / "out",
+            file=str(tmp_path / "plant.csv"),
+            compare=str(tmp_path / "grid"),
+            mapping="obs=s_* action=push reward=gain episode=trip",
+        )
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.notebooks

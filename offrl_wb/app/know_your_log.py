@@ -7,8 +7,8 @@ __all__ = ['EXAMPLES', 'MOST_CELLS', 'FEWEST_EPISODES', 'SIZES', 'BREAKS', 'NOTE
            'pendulum_logs', 'lake_logs', 'example_logs', 'LogModel', 'countable', 'log_model', 'Counted', 'best_visits',
            'counted', 'Measure', 'measure', 'Target', 'target_of', 'ratio_measures', 'Distances', 'distance_measures',
            'count_measures', 'Finding', 'check_findings', 'findings_of', 'learning_findings', 'coverage_findings',
-           'Examination', 'chosen_discount', 'examine', 'records_of', 'findings_shown', 'spread_shown', 'sources_shown',
-           'side_shown', 'checks_shown', 'coverage_shown', 'coverage_figure', 'distances_figure']
+           'Examination', 'chosen_discount', 'fitting', 'examine', 'records_of', 'findings_shown', 'spread_shown',
+           'sources_shown', 'side_shown', 'checks_shown', 'coverage_shown', 'coverage_figure', 'distances_figure']
 
 # %% ../../nbs/app/12_know_your_log.ipynb #1558b4d7
 import math
@@ -482,7 +482,7 @@ def coverage_findings(measures: Sequence[Measure], target: str) -> list[Finding]
         seen["actions never tried"] = told
     return findings_of(seen)
 
-# %% ../../nbs/app/12_know_your_log.ipynb #863ae7dc
+# %% ../../nbs/app/12_know_your_log.ipynb #7589c273
 @dataclass(frozen=True, eq=False)
 class Examination:
     """What there is to know of a log.
@@ -510,6 +510,19 @@ def chosen_discount(dataset: Dataset, asked: float | None) -> float:
     return discount
 
 
+def fitting(dataset: Dataset, other: Dataset) -> None:
+    """`InputError` unless observations and actions of both are of one width and kind."""
+    for name, words in (("obs", "observations"), ("action", "actions")):
+        both = [as_numpy(each.transitions[name]) for each in (dataset, other)]
+        kinds = ["whole numbers" if values.dtype.kind in "iu" else "reals" for values in both]
+        wide = [math.prod(values.shape[1:]) for values in both]
+        if wide[0] != wide[1] or kinds[0] != kinds[1] or both[0].ndim != both[1].ndim:
+            told = [f"{w} {kind}" for w, kind in zip(wide, kinds, strict=True)]
+            raise InputError(
+                f"compare: its {words} do not fit those of the log: {told[1]} a row, the log has {told[0]}"
+            )
+
+
 def examine(
     dataset: Dataset,
     other: Dataset | None = None,
@@ -517,12 +530,16 @@ def examine(
     discount: float | None = None,
     scale: str = "minutes",
     seed: int = 0,
+    file: str = "",
 ) -> Examination:
     """Describe and check `dataset`, measure its coverage, and say what follows.
 
-    `other`: a second log that should be covered. `scale`: "quick" for smaller samples.
+    `other`: a second log that should be covered; `InputError` if its columns do not fit. `scale`:
+    "quick" for smaller samples. `file`: where the log lies.
     """
-    rate, summary = chosen_discount(dataset, discount), summarise(dataset)
+    if other is not None:
+        fitting(dataset, other)
+    rate, summary = chosen_discount(dataset, discount), summarise(dataset, file=file)
     measures = count_measures(dataset, other, rate, seed)
     asked, percentiles = target_of(dataset, other), {}
     if isinstance(asked, Target):
@@ -567,11 +584,12 @@ def records_of(found: Examination, seed: int = 0) -> pl.DataFrame:
                 add(each.name + end, value, each.kind)
     return records.frame()
 
-# %% ../../nbs/app/12_know_your_log.ipynb #a8f52d04
+# %% ../../nbs/app/12_know_your_log.ipynb #d1263fc9
 def findings_shown(findings: pl.DataFrame) -> Shown:
     """The findings, the worst first, each with what it would break."""
     counts = {name: int((findings["severity"] == name).sum()) for name in SEVERITIES}
     told = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for name, n in counts.items())
+    told += ": those of the checks, and what learning and coverage add"
     items, lines = [f"<p>{told}</p>"], [told]
     for severity, about, seen, breaks in findings.rows():
         words = [escape(text) for text in (severity, about, seen, breaks)]

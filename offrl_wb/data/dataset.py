@@ -650,7 +650,7 @@ def with_given(
     except pl.exceptions.PolarsError as error:
         raise InputError(f"the columns cannot be made: {str(error).splitlines()[0]}") from None
 
-# %% ../../nbs/data/03_dataset.ipynb #4af9e2ff
+# %% ../../nbs/data/03_dataset.ipynb #a3a3d93e
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
     """Logged experience: transitions, episodes, and what they are about.
@@ -871,6 +871,9 @@ class Dataset:
         """All transitions as torch tensors on `device`: contiguous, writable, floats as float32."""
         import torch
 
+        if "cuda" in str(device) and not torch.cuda.is_available():
+            raise InputError(f"there is no device {device}: PyTorch finds no CUDA here; use 'cpu'")
+
         def tensor(array: np.ndarray) -> Any:
             kind = torch.float32 if array.dtype.kind == "f" else None
             whole = torch.empty(array.shape, dtype=kind or torch.from_numpy(array[:0].copy()).dtype)
@@ -987,7 +990,14 @@ class Dataset:
         table = self.transitions if rows else self.episodes
         missing = [k for k in keys if k not in table.columns or k not in frame.columns]
         if missing or how not in ("left", "inner"):
-            raise InputError(f"cannot join on {missing or keys} with how={how!r}")
+            keyed = ", ".join(n for n in frame.columns if n in table.columns) or "none"
+            raise InputError(
+                f"cannot join on {missing or keys} with how={how!r} (left or inner):"
+                f" columns that both sides have: {keyed}"
+            )
+        twice = [n for n in frame.columns if n in table.columns and n not in keys]
+        if twice:
+            raise InputError(f"column {twice[0]} is there already: rename it in the joined frame")
         types = {key: table[key].dtype for key in keys}
         try:
             found = frame.with_columns(pl.col(k).cast(t) for k, t in types.items())
@@ -1016,7 +1026,7 @@ class Dataset:
 
     def split(self, shares: Sequence[float], seed: int = 0) -> "list[Dataset]":
         """Disjoint parts with these shares of the episodes, drawn at random; order is kept."""
-        shares = list(shares)
+        shares = list(np.atleast_1d(shares))
         if not shares or not all(share > 0 for share in shares) or sum(shares) > 1 + 1e-9:
             raise InputError(f"the shares {shares} must be positive and sum to at most 1")
         edges = np.round(np.cumsum([0, *shares]) * self.episode_count).astype(int)
