@@ -600,7 +600,7 @@ def test_a_pair_of_the_target_that_the_log_lacks_is_named(hard):
 
 def test_a_state_that_the_world_does_not_have_is_named():
     odd = Dataset.from_arrays([0, 7], [0, 0], [0.0, 0.0], [0, 1])
-    with pytest.raises(InputError, match="obs is 7 at row 1: expected 0 to 2"):
+    with pytest.raises(InputError, match="obs is 7 at row 1: pass 0 to 2"):
         pair_counts(odd, 3, 2)
 
 
@@ -699,7 +699,7 @@ def test_a_target_with_a_density_works_for_continuous_actions():
         ({}, "nothing", "no column 'nothing'"),
         ({}, np.zeros(3), "a column's name, a table"),
         ({}, print, "a column's name, a table"),
-        ({}, np.full((1, 3), 1 / 3), "expected 0 to 0"),
+        ({}, np.full((1, 3), 1 / 3), "pass 0 to 0"),
     ],
 )
 def test_bad_propensities_and_targets_are_refused(change, target, message):

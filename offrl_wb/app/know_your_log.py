@@ -482,7 +482,7 @@ def coverage_findings(measures: Sequence[Measure], target: str) -> list[Finding]
         seen["actions never tried"] = told
     return findings_of(seen)
 
-# %% ../../nbs/app/12_know_your_log.ipynb #7589c273
+# %% ../../nbs/app/12_know_your_log.ipynb #87f3be7a
 @dataclass(frozen=True, eq=False)
 class Examination:
     """What there is to know of a log.
@@ -518,9 +518,8 @@ def fitting(dataset: Dataset, other: Dataset) -> None:
         wide = [math.prod(values.shape[1:]) for values in both]
         if wide[0] != wide[1] or kinds[0] != kinds[1] or both[0].ndim != both[1].ndim:
             told = [f"{w} {kind}" for w, kind in zip(wide, kinds, strict=True)]
-            raise InputError(
-                f"compare: its {words} do not fit those of the log: {told[1]} a row, the log has {told[0]}"
-            )
+            text = f"{told[1]} a row, the log has {told[0]}"
+            raise InputError(f"compare: its {words} do not fit those of the log: {text}")
 
 
 def examine(

@@ -8,7 +8,7 @@ __all__ = ['NAME', 'INSIDE', 'MIXTURES', 'CHOICES', 'REPORT', 'apportion', 'Orde
            'mix_sources', 'interpolate', 'thinning_rates', 'pair_counts', 'target_occupancy',
            'empirical_concentrability', 'thin', 'target_probabilities', 'thin_by_propensity']
 
-# %% ../../nbs/data/15_composition.ipynb #44230329
+# %% ../../nbs/data/15_composition.ipynb #165b1b1e
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import polars as pl
 
 from ..core.errors import InputError
 from ..core.random import stream
-from .coverage import single_policy_concentrability
+from .coverage import pair_cells, single_policy_concentrability
 from .dataset import Dataset, as_numpy, common_spec, gather_episodes, keep_rows
 from .provenance import Provenance
 from ..worlds.tabular import TabularMDP, occupancy, value_iteration
@@ -557,21 +557,10 @@ def thinning_rates(ratios: np.ndarray, concentrability: float) -> np.ndarray:
     rates = 1 + blend * (np.asarray(ratios, dtype=float) - 1)
     return rates / rates.max()
 
-# %% ../../nbs/data/15_composition.ipynb #58b4916f
+# %% ../../nbs/data/15_composition.ipynb #5fa0393b
 def pair_counts(dataset: Dataset, states: int, actions: int) -> np.ndarray:
     """How often the log holds each state and action, `(S, A)`; `InputError` if they are no such."""
-    found = []
-    for name, count in (("obs", states), ("action", actions)):
-        values = as_numpy(dataset.transitions[name])
-        space = dataset.spec.observation_space if name == "obs" else dataset.spec.action_space
-        if values.ndim != 1 or values.dtype.kind not in "iu":
-            raise InputError(f"{name} holds vectors: counting pairs needs whole numbers")
-        values = values - int(getattr(space, "start", 0))
-        if values.min() < 0 or values.max() >= count:
-            row = int(np.argmax((values < 0) | (values >= count)))
-            raise InputError(f"{name} is {values[row]} at row {row}: expected 0 to {count - 1}")
-        found.append(values)
-    cells = found[0] * actions + found[1]
+    cells = pair_cells(dataset, states, actions)
     return np.bincount(cells, minlength=states * actions).reshape(states, actions)
 
 

@@ -1,5 +1,6 @@
 """Drives the dataset explorer in a page: its tabs, its figures by name, brushes, and timings."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -38,8 +39,8 @@ class ShownDataset(Shown):
 
     def row(self, label: str) -> Any:
         """The visible control that is described as `label`."""
-        rows = self.page.locator(f"{ROOT} .widget-inline-hbox:visible")
-        return rows.filter(has=self.page.get_by_text(label, exact=True)).first
+        named = self.page.locator(".widget-label", has_text=re.compile(f"^{re.escape(label)}$"))
+        return self.page.locator(f"{ROOT} .widget-inline-hbox:visible").filter(has=named).first
 
     def select(self, label: str, option: str) -> None:
         """Choose an option of a menu, and wait for the picture."""
