@@ -1,4 +1,4 @@
-"""Published data sets that the project does not ship: tests that need one skip where it is absent."""
+"""Published data sets, not shipped: tests that need one skip where it is absent."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 FOLDERS = [
+    Path(os.environ.get("OFFRL_WB_NEORL2", "neorl2")),
     Path(__file__).parents[2] / "shared" / "data" / "neorl2",
-    *(Path(p) for p in [os.environ.get("OFFRL_WB_NEORL2", "")] if p),
 ]
 
 

@@ -413,12 +413,12 @@ def test_the_report_of_a_table_with_a_mapping(tmp_path: Path) -> None:
     assert "what learning and coverage add" in page
     assert "effective share of the log" in page
     assert {"effective_share", "return_mean"} <= set(records["metric"])
-    grid(0).save(tmp_path / "grid")
+    wide.drop("s_1").write_csv(tmp_path / "narrow.csv")
     with pytest.raises(InputError, match="observations do not fit"):
         report(
             tmp_path / "out",
             file=str(tmp_path / "plant.csv"),
-            compare=str(tmp_path / "grid"),
+            compare=str(tmp_path / "narrow.csv"),
             mapping="obs=s_* action=push reward=gain episode=trip",
         )
     assert not (tmp_path / "out").exists()

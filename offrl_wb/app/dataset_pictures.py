@@ -13,7 +13,7 @@ __all__ = ['BINS', 'CELLS', 'POINTS', 'POOL', 'EXACT', 'WIDEST', 'AT_ONCE', 'SAT
            'play_back', 'skeleton', 'Recipe', 'Mixed', 'mix_log', 'next_observations', 'preview', 'Damage', 'Spoiled',
            'column_of', 'spoil', 'recipe_code']
 
-# %% ../../nbs/app/13_dataset_pictures.ipynb #fc91c344
+# %% ../../nbs/app/13_dataset_pictures.ipynb #804178b7
 import base64
 import itertools
 import struct
@@ -36,7 +36,7 @@ from ..data.spec import Spec, column_names, fields
 
 BINS = 40  # of a histogram
 CELLS = 512  # along each side of the plane that a brush selects from
-POINTS = 800  # transitions drawn in the plane
+POINTS = 700  # transitions drawn in the plane
 POOL = 250_000  # transitions that stand for the rest where a selection is larger than EXACT
 EXACT = 500_000  # transitions up to which the columns of a selection are counted in full
 WIDEST = 120  # columns of observations that can be looked at

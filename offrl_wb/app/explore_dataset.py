@@ -244,7 +244,7 @@ def side_by_side(parts: Sequence[ipywidgets.Widget], least: int) -> ipywidgets.G
     layout = ipywidgets.Layout(grid_template_columns=columns, grid_gap="2px 16px")
     return ipywidgets.GridBox(list(parts), layout=layout)
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #495b706e
+# %% ../../nbs/app/11_explore_dataset.ipynb #d99ab46f
 class Look:
     """The first tab: what is in the log, and what is brushed of it.
 
@@ -395,9 +395,9 @@ class Look:
             shown["low"] = 5 * int(20 * np.mean(self.log.returns < least))
             shown["high"] = 5 * int(np.ceil(20 * np.mean(self.log.returns <= most)))
         self._values.update(shown)
+        self._soon(sure)
         if self.panel is not None:
             self.panel.follow(shown)
-        self._soon(sure)
 
     # The picture
 
@@ -709,7 +709,7 @@ class Corrupter(Explorer):
         super().redraw()
         self.changed()
 
-# %% ../../nbs/app/11_explore_dataset.ipynb #392c80dc
+# %% ../../nbs/app/11_explore_dataset.ipynb #6956ff2f
 CODE_SCRIPT = """
 function render({ model, el }) {
   const bar = document.createElement("div");
@@ -756,7 +756,9 @@ CODE_STYLE = """
   outline: 2px solid var(--jp-brand-color1, #1976d2); outline-offset: 2px;
 }
 .offrl-dataset { max-width: 1140px; }
-.offrl-dataset .lm-TabBar-tab { padding: 0 7px; }
+.offrl-dataset > .lm-TabBar .lm-TabBar-tab {
+  flex: 0 1 auto !important; min-width: 0 !important; padding: 0 12px !important;
+}
 """
 
 

@@ -391,7 +391,7 @@ def body_html(document: "NotebookNode", folder: Path) -> tuple[str, list[tuple[i
         body, _ = exporter.from_notebook_node(shown)
     return self_contained(body, folder), headings
 
-# %% ../../nbs/app/02_html.ipynb #dd904ead
+# %% ../../nbs/app/02_html.ipynb #9ad43a80
 def _shown(value: object) -> str:
     """A value as a reader wants it: no quotes, no long floats."""
     if isinstance(value, float):
@@ -423,7 +423,10 @@ def flat(value: object, name: str = "") -> list[tuple[str, str]]:
     if isinstance(value, Mapping) and value:
         inner = ((f"{name}.{key}" if name else str(key), v) for key, v in value.items())
         return [pair for key, v in inner for pair in flat(v, key)]
-    return [(name or "source", _shown(value))]
+    shown = _shown(value)
+    if isinstance(value, list) and len(shown) > 80:
+        shown = f"<details><summary>{len(value)} entries</summary>{shown}</details>"
+    return [(name or "source", shown)]
 
 # %% ../../nbs/app/02_html.ipynb #1fe13cf2
 def _duration(seconds: float) -> str:

@@ -147,13 +147,13 @@ OVERFLOWING = """() => {
   const outer = root.closest(".jp-OutputArea-output");
   if (outer.scrollWidth > outer.clientWidth + 1)
     found.push(`output scrolls: ${outer.scrollWidth} > ${outer.clientWidth}`);
-  const parts = ".widget-label, .widget-readout, button, select, .main-svg, pre, .lm-TabBar-tab";
+  const parts = ".widget-label, .widget-readout, button, select, .main-svg, pre, .lm-TabBar-tabLabel";
   for (const part of root.querySelectorAll(parts)) {
     const box = part.getBoundingClientRect();
     if (box.width === 0) continue;
     const name = `${part.className.baseVal ?? part.className} '${part.textContent.slice(0, 40)}'`;
     if (box.right > edge + 1) found.push(`${name} ends at ${box.right}, the notebook at ${edge}`);
-    if (part.matches(".widget-label, button, pre") && part.scrollWidth > part.clientWidth + 1)
+    if (part.matches(".widget-label, button, pre, .lm-TabBar-tabLabel") && part.scrollWidth > part.clientWidth + 1)
       found.push(`${name} is cut off: ${part.scrollWidth} > ${part.clientWidth}`);
     const card = part.closest(".offrl-card");
     if (card && box.right > card.getBoundingClientRect().right + 1)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from offrl_wb.app.dataset_pictures import pendulum_log
+from offrl_wb.app.dataset_pictures import POINTS, pendulum_log
 from offrl_wb.app.explore_dataset import PAGE_LIMIT, TABS
 
 from .dataset_driver import ROOT, ShownDataset
@@ -14,7 +14,7 @@ from .lab_driver import DARK, LIGHT, Lab
 from .test_explorers import contrast
 
 SOURCE = """
-from offrl_wb.app.dataset_pictures import pendulum_log
+from offrl_wb.app.dataset_pictures import POINTS, pendulum_log
 from offrl_wb.app.explore_dataset import explore
 
 log = pendulum_log()
@@ -324,4 +324,4 @@ INK = """(selector) => {
 def test_the_page_holds_few_points(show_dataset: SHOT) -> None:
     shown = show_dataset()
     assert 500 < shown.points() < PAGE_LIMIT
-    assert drawn_points(shown) <= 800
+    assert drawn_points(shown) <= POINTS
