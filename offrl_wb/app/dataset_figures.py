@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SYMBOLS', 'MODEBAR', 'REFERENCE', 'CHOSEN', 'SHADES', 'FEW_TICKS', 'DOTS', 'plane_figure', 'draw_background',
-           'draw_cloud', 'episodes_figure', 'with_margin', 'draw_episodes', 'panel_domains', 'arrange_panels',
-           'panel_axes', 'panel_title', 'columns_figure', 'histogram_title', 'outlined', 'draw_columns',
+           'draw_cloud', 'episodes_figure', 'outlined', 'with_margin', 'draw_episodes', 'panel_domains',
+           'arrange_panels', 'panel_axes', 'panel_title', 'columns_figure', 'histogram_title', 'draw_columns',
            'episode_figure', 'draw_playback', 'mixture_figure', 'draw_mixture', 'describe_mixture', 'damage_figure',
            'draw_damage', 'describe_damage', 'add_panels', 'overview_figure']
 
@@ -99,9 +99,9 @@ def draw_cloud(figure: go.Figure, log: Log, cloud: Cloud) -> None:
             trace.name, trace.showlegend = name, used and len(cloud.colouring.labels) > 1
             trace.marker.color = cloud.colouring.colours[number] if used else REFERENCE
 
-# %% ../../nbs/app/14_dataset_figures.ipynb #2ebf11bf
+# %% ../../nbs/app/14_dataset_figures.ipynb #eb7befdd
 def episodes_figure() -> go.Figure:
-    """Returns above lengths: traces 0 and 2 are bars of all episodes, 1 and 3 steps of the selected."""
+    """Returns above lengths: traces 0 and 2 are bars of all episodes, 1 and 3 the selected ones."""
     figure = new_figure(
         "Two histograms of the episodes, of returns and of lengths, all in grey and the selected "
         "ones in blue; drag across either to select a range",
@@ -140,6 +140,11 @@ def episodes_figure() -> go.Figure:
             **place,
         )
     return figure
+
+
+def outlined(edges: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Corners of a histogram that is drawn as steps, with upright sides: `(B+2,)` each."""
+    return np.append(edges[:1], edges), np.concatenate([[0.0], shares, [0.0]])
 
 
 def with_margin(edges: np.ndarray) -> list[float]:
@@ -261,7 +266,7 @@ def columns_figure() -> go.Figure:
             figure.add_shape(type="line", line=line, visible=False, **across)
     return figure
 
-# %% ../../nbs/app/14_dataset_figures.ipynb #dd26e7ca
+# %% ../../nbs/app/14_dataset_figures.ipynb #cd802dba
 def histogram_title(shown: Histogram) -> str:
     """The name of the column, and how much of it is saturated."""
     if not shown.bounds:
@@ -269,11 +274,6 @@ def histogram_title(shown: Histogram) -> str:
     low, high, beyond = (f"{share:.1%}" for share in shown.saturated)
     more = f", beyond {beyond}" if shown.saturated[2] else ""
     return f"<b>{shown.name}</b>  at low {low}, at high {high}{more}"
-
-
-def outlined(edges: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Corners of a histogram that is drawn as steps, with upright sides: `(B+2,)` each."""
-    return np.append(edges[:1], edges), np.concatenate([[0.0], shares, [0.0]])
 
 
 def draw_columns(figure: go.Figure, shown: Sequence[Histogram]) -> None:

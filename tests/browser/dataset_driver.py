@@ -77,7 +77,10 @@ class ShownDataset(Shown):
         ]
         self.page.mouse.move(*places[0])
         self.page.mouse.down()
-        self.page.mouse.move(*places[1], steps=6)
+        for step in range(1, 13):  # a dozen frames, as a hand would
+            between = zip(*places, strict=True)
+            self.page.mouse.move(*(a + (b - a) * step / 12 for a, b in between))
+            self.page.wait_for_timeout(16)
         (act or self.act)(self.page.mouse.up)
 
     def lasso(self, name: str, corners: list[tuple[float, float]]) -> None:
@@ -147,13 +150,15 @@ OVERFLOWING = """() => {
   const outer = root.closest(".jp-OutputArea-output");
   if (outer.scrollWidth > outer.clientWidth + 1)
     found.push(`output scrolls: ${outer.scrollWidth} > ${outer.clientWidth}`);
-  const parts = ".widget-label, .widget-readout, button, select, .main-svg, pre, .lm-TabBar-tabLabel";
+  const parts =
+    ".widget-label, .widget-readout, button, select, .main-svg, pre, .lm-TabBar-tabLabel";
   for (const part of root.querySelectorAll(parts)) {
     const box = part.getBoundingClientRect();
     if (box.width === 0) continue;
     const name = `${part.className.baseVal ?? part.className} '${part.textContent.slice(0, 40)}'`;
     if (box.right > edge + 1) found.push(`${name} ends at ${box.right}, the notebook at ${edge}`);
-    if (part.matches(".widget-label, button, pre, .lm-TabBar-tabLabel") && part.scrollWidth > part.clientWidth + 1)
+    const text = part.matches(".widget-label, button, pre, .lm-TabBar-tabLabel");
+    if (text && part.scrollWidth > part.clientWidth + 1)
       found.push(`${name} is cut off: ${part.scrollWidth} > ${part.clientWidth}`);
     const card = part.closest(".offrl-card");
     if (card && box.right > card.getBoundingClientRect().right + 1)
