@@ -13,7 +13,6 @@ import pytest
 from offrl_wb.app import outputs
 from offrl_wb.app.outputs import (
     MOST_OUTPUT,
-    MOST_PNG,
     all_paths,
     check,
     check_readme,
@@ -26,6 +25,7 @@ from offrl_wb.app.outputs import (
     refresh_one,
     stamp_of,
 )
+from offrl_wb.app.reports import LARGEST_PICTURE
 from tests.tiny import PLOTLY, cell, figure, prose, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -207,7 +207,7 @@ WORDS = {"image/png": {"alt": "A rising line."}}
     [
         ({"data": {PLOTLY: figure()}, "metadata": WORDS}, "a figure without a picture"),
         ({"data": DRAWN, "metadata": {}}, "a figure without alternative text"),
-        ({"data": {"image/png": "A" * (MOST_PNG * 4 // 3 + 9)}}, "a picture over 150 KB"),
+        ({"data": {"image/png": "A" * (LARGEST_PICTURE * 4 // 3 + 9)}}, "a picture over 150 KB"),
         ({"data": {"text/html": "<script>/* plotly.js v3.0 */"}}, "an embedded plotly.js"),
         ({"data": {"application/vnd.jupyter.widget-view+json": {}}}, "a live widget"),
         ({"output_type": "error", "ename": "KeyError"}, "an error: KeyError"),

@@ -348,7 +348,7 @@ def draw_playback(figure: go.Figure, playback: Playback) -> None:
     figure.layout.xaxis.range = [steps[0] - 0.5, steps[-1] + 0.5]
     figure.layout.title.text = f"Episode {playback.number:,}"
 
-# %% ../../nbs/app/14_dataset_figures.ipynb #b99e1625
+# %% ../../nbs/app/14_dataset_figures.ipynb #99ff758e
 def mixture_figure() -> go.Figure:
     """Returns and lengths before and after (traces 0 to 3), shares asked and realised (4, 5)."""
     figure = new_figure(
@@ -364,17 +364,12 @@ def mixture_figure() -> go.Figure:
         yaxis=dict(title_text="share of episodes", domain=[0.62, 1], nticks=4, rangemode="tozero"),
         xaxis2=dict(title_text="length", domain=[0, 0.42], anchor="y2", **FEW_TICKS),
         yaxis2=dict(title_text="share of episodes", domain=[0.06, 0.42], nticks=4, anchor="x2"),
-        xaxis3=dict(
-            title_text="share",
-            domain=[0.64, 1],
-            anchor="y3",
-            tickformat=".0%",
-            **FEW_TICKS | {"nticks": 3},
-        ),
+        xaxis3=dict(title_text="share", domain=[0.64, 1], anchor="y3", tickformat=".0%"),
         yaxis3=dict(domain=[0.06, 0.42], anchor="x3", showgrid=False, automargin=False),
         legend=dict(y=-0.1, font_size=12, itemclick=False, itemdoubleclick=False),
     )
-    figure.layout.xaxis3.rangemode = figure.layout.yaxis2.rangemode = "tozero"
+    figure.layout.xaxis3.update(**FEW_TICKS | {"nticks": 3, "rangemode": "tozero"})
+    figure.layout.yaxis2.rangemode = "tozero"
     for suffix in ("", "2"):
         for name, colour, fill in SHADES:
             figure.add_scatter(

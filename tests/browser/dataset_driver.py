@@ -30,6 +30,7 @@ class ShownDataset(Shown):
     def tab(self, title: str) -> None:
         """Open a tab with the mouse."""
         self.page.locator(f"{ROOT} .lm-TabBar-tab").filter(has_text=title).click()
+        self.page.wait_for_function(ALL_FIT)
         self.quiet()
 
     def quiet(self) -> None:
@@ -117,6 +118,12 @@ SIDES = (("x", "width"), ("y", "height"))
 ALL_DRAWN = """(count) => {
   const plots = document.querySelectorAll(".offrl-dataset .js-plotly-plot");
   return plots.length === count && [...plots].every((plot) => plot._fullLayout && plot.data);
+}"""
+ALL_FIT = """() => {
+  const seen = [...document.querySelectorAll(".offrl-dataset .js-plotly-plot")].filter(
+    (plot) => plot.getBoundingClientRect().width > 0);
+  return seen.every((plot) =>
+    Math.abs(plot._fullLayout.width - plot.closest(".offrl-card").clientWidth) < 4);
 }"""
 LISTEN_TO_ALL = """() => {
   window.drawn = 0; window.lastDrawn = performance.now();
