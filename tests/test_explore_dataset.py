@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offrl_wb.app import dataset_pictures as pictures
+from offrl_wb.app import explorer as explorer_module
 from offrl_wb.app.dataset_figures import (
     columns_figure,
     damage_figure,
@@ -857,6 +859,17 @@ def test_live_display_is_a_widget(live: DatasetExplorer) -> None:
     assert live.tabs.titles == TABS
     assert all(isinstance(figure, LiveFigure) for figure in live.figures)
     assert isinstance(live.look.states, BrushFigure)
+
+
+def test_plotly_is_sent_to_the_page_once(live: DatasetExplorer) -> None:
+    assert all(len(figure._esm) < 2_000 for figure in live.figures)
+    assert len(explorer_module._sent) == 1
+    code = explorer_module._sent[0].code.decode()
+    assert "FigureView" in code
+    silent = re.findall(r'"(\w+)"', explorer_module.LIBRARY_SCRIPT.split("];")[0])
+    assert "handle_plotly_hover" in silent
+    for report in silent:
+        assert f"{report}(" in code, "this version of Plotly calls it otherwise"
 
 
 def test_missing_numbers_are_left_out_and_counted_out() -> None:
