@@ -443,6 +443,18 @@ def test_missing_mass_loses_its_closed_form():
     assert missing_mass_mdp_loss(6, 10**6, 0.9) == pytest.approx(approximation, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("reward", "noise", "message"),
+    [
+        (0.5, "gaussian", "pass 'none' or 'bernoulli'"),
+        (1.5, "bernoulli", "layer 0, state 0, action 0"),
+    ],
+)
+def test_a_noise_that_cannot_be_is_refused(reward, noise, message):
+    with pytest.raises(InputError, match=message):
+        FiniteHorizonMDP(np.ones(1), np.ones((1, 1, 1, 1)), np.full((1, 1, 1), reward), noise=noise)
+
+
 def test_the_ambiguous_bound_has_its_rate_at_the_hardest_gap():
     sizes = np.array([10**4, 10**5, 10**6])
     gap = np.sqrt(5 * 1.05 / (8 * sizes * 0.05))

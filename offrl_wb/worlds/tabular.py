@@ -9,9 +9,9 @@ __all__ = ['DENSE_STATES', 'DENSE_ENTRIES', 'check_distribution', 'check_discoun
            'horizon_table', 'evaluate_horizon', 'occupancy_horizon', 'sample_counts_horizon', 'fork_mdp',
            'ambiguous_mdp', 'ambiguous_mdp_lower_bound', 'missing_mass_mdp', 'missing_mass_mdp_loss']
 
-# %% ../../nbs/worlds/02_tabular.ipynb #e6c38c10
+# %% ../../nbs/worlds/02_tabular.ipynb #dc426de3
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -315,19 +315,22 @@ def sample_counts(
     counts[:, support] = generator.multinomial(int(size), weights, size=int(datasets))
     return counts.reshape(-1, *mdp.successors.shape)
 
-# %% ../../nbs/worlds/02_tabular.ipynb #dfbc4d5d
+# %% ../../nbs/worlds/02_tabular.ipynb #a321661b
 @dataclass(frozen=True, eq=False)
 class FiniteHorizonMDP:
     """A process of H layers: `initial` `(S,)`, `transition` `(H, S, A, S)`, `reward` `(H, S, A)`.
 
-    Raises `InputError` for arrays that do not fit together or a row that is no distribution. The
-    last layer's transitions are never used, but are checked like the others.
+    `reward` is the mean; with `noise="bernoulli"` what is paid is 1 with that probability, else 0.
+    Raises `InputError` for arrays that do not fit together, a row that is no distribution, or a
+    Bernoulli reward outside [0, 1]. The last layer's transitions are never used, but are checked
+    like the others.
     """
 
     initial: np.ndarray
     transition: np.ndarray
     reward: np.ndarray
     name: str = ""
+    noise: Literal["none", "bernoulli"] = "none"
 
     def __post_init__(self) -> None:
         for field in ("initial", "transition", "reward"):
@@ -345,6 +348,19 @@ class FiniteHorizonMDP:
         check_distribution(
             self.transition, "transition probabilities", ("layer", "state", "action")
         )
+        self.check_noise()
+
+    def check_noise(self) -> None:
+        """Raise `InputError` for an unknown noise, or a Bernoulli reward outside [0, 1]."""
+        if self.noise not in ("none", "bernoulli"):
+            raise InputError(f"noise is {self.noise!r}: pass 'none' or 'bernoulli'")
+        outside = (self.reward < 0) | (self.reward > 1)
+        if self.noise == "bernoulli" and outside.any():
+            layer, state, action = np.argwhere(outside)[0]
+            raise InputError(
+                f"the reward of layer {layer}, state {state}, action {action} is"
+                f" {self.reward[layer, state, action]:g}: a Bernoulli reward lies in [0, 1]"
+            )
 
     @property
     def horizon(self) -> int:
