@@ -59,7 +59,7 @@ def test_the_scale_command_writes_records_and_names_a_bad_folder(
 ) -> None:
     few = lcb_scale.scale_tasks(10)[:1]
     monkeypatch.setattr(lcb_scale, "scale_tasks", lambda datasets: few)
-    monkeypatch.setattr("offrl_wb.core.records.notebooks_folder", lambda: tmp_path / "nbs")
+    monkeypatch.setattr("offrl_wb.core.scale_runs.notebooks_folder", lambda: tmp_path / "nbs")
     monkeypatch.setattr("sys.argv", ["lcb_scale", str(tmp_path / "parts")])
     assert lcb_scale.main() == 0
     assert (tmp_path / "nbs" / "theory" / "records" / "lcb_scale.parquet").exists()

@@ -7,11 +7,10 @@ __all__ = ['SIZES', 'EXCESSES', 'CONTEXTS', 'DISCOUNTS', 'DECISION_STATES', 'BAN
            'LITERAL_EXCESSES', 'SURFACE_METRICS', 'HORIZON_METRICS', 'SCALE_FOLDER', 'contextual_losses',
            'MarginalCounts', 'mdp_widths', 'closed_form_actions', 'draw_marginal', 'mdp_gaps', 'mdp_losses',
            'bandit_gaps', 'bandit_losses', 'split_actions', 'SurfaceFit', 'fit_surface', 'HorizonFit', 'fit_horizon',
-           'line_intervals', 'scale_tasks', 'line_of', 'run_task', 'task_files', 'loss_table', 'surface_terms',
-           'horizon_terms', 'surface_interval', 'horizon_interval', 'fit_records', 'run_scale', 'scale_records', 'main']
+           'line_intervals', 'scale_tasks', 'line_of', 'run_task', 'loss_table', 'surface_terms', 'horizon_terms',
+           'surface_interval', 'horizon_interval', 'fit_records', 'run_scale', 'scale_records', 'main']
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #dbe36efe
-import os
+# %% ../../nbs/theory/04_lcb_scale.ipynb #93a99735
 import sys
 import tempfile
 import time
@@ -383,7 +382,7 @@ def line_of(task: dict[str, Any], seed: int) -> tuple[np.ndarray, dict[str, np.n
     lines = {rule: np.array([row[rule] for row in rows]) for rule in rows[0]}
     return sizes, lines if literal else {k: np.maximum(v, rare) for k, v in lines.items()}
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #55f69cc3
+# %% ../../nbs/theory/04_lcb_scale.ipynb #a49bbbb6
 def run_task(task: dict[str, Any], seed: int) -> "pl.DataFrame":
     """Run one task and return its records; the wall time is one of them."""
     from offrl_wb.core.records import Records
@@ -398,16 +397,6 @@ def run_task(task: dict[str, Any], seed: int) -> "pl.DataFrame":
     elapsed = time.perf_counter() - started
     records.add(metric="wall_time", system="task", value=elapsed, unit="s", **where)
     return records.frame()
-
-
-def task_files(folder: str | Path, datasets: int, seed: int) -> dict[Path, dict[str, Any]]:
-    """The file of every task in `folder`, in order, and its settings."""
-    from offrl_wb.core.records import parameters_hash
-
-    return {
-        Path(folder) / f"{parameters_hash(task | {'seed': seed})}.parquet": task
-        for task in scale_tasks(datasets)
-    }
 
 # %% ../../nbs/theory/04_lcb_scale.ipynb #ab907592
 def loss_table(frame: "pl.DataFrame") -> "pl.DataFrame":
@@ -494,7 +483,7 @@ def fit_records(frame: "pl.DataFrame", seed: int = 0) -> "pl.DataFrame":
                 )
     return records.frame()
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #8348316e
+# %% ../../nbs/theory/04_lcb_scale.ipynb #0dd1b30f
 SCALE_FOLDER = ".lcb_scale"
 
 
@@ -503,24 +492,18 @@ def run_scale(
     datasets: int = 10_000,
     seed: int = 0,
     report: Callable = print,
+    workers: int = 1,
 ) -> "pl.DataFrame":
     """Run all tasks that `folder` does not hold yet; the records of all of them, and their fits.
 
-    Each task is saved as soon as it is done, so a stopped run resumes. A file is known by its
-    settings only: delete the folder after a change of the code. Raises `InputError` if the folder
-    cannot be written.
+    Each task is saved as soon as it is done, so a stopped run resumes. Raises `InputError` if the
+    folder cannot be written.
     """
     import polars as pl
 
-    from offrl_wb.core.records import load_records, save_records
+    from offrl_wb.core.scale_runs import run_tasks
 
-    files = task_files(folder, datasets, seed)
-    for number, (path, task) in enumerate(files.items(), 1):
-        if not path.exists():
-            frame = run_task(task, seed)
-            save_records(frame, path)
-            report(f"{number}/{len(files)} {frame['value'][-1]:.1f} s {task}")
-    frame = pl.concat([load_records(path) for path in files])
+    frame = run_tasks(run_task, scale_tasks(datasets), folder, seed, workers, report)
     return pl.concat([frame, fit_records(frame, seed)])
 
 
@@ -534,31 +517,22 @@ def scale_records(
 
     `report` is told which. Raises `InputError` if there are no committed records either.
     """
-    from offrl_wb.core.records import committed_records
+    from offrl_wb.core.scale_runs import finished_or_committed
 
-    files = task_files(folder, datasets, seed)
-    done = sum(path.exists() for path in files)
-    if done == len(files):
-        report(f"records: the finished run in {folder}")
+    def run() -> "pl.DataFrame":
         return run_scale(folder, datasets, seed, report)
-    report(f"records: the committed ones; {folder} holds {done} of {len(files)} tasks")
-    return committed_records("lcb_scale")
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #75b711d1
+    return finished_or_committed("lcb_scale", run, scale_tasks(datasets), folder, seed, report)
+
+# %% ../../nbs/theory/04_lcb_scale.ipynb #c2305b3d
 def main() -> int:
     """`python -m offrl_wb.theory.lcb_scale [FOLDER]`: make the committed records; resumable."""
-    from offrl_wb.core.records import notebooks_folder, save_records
+    from offrl_wb.core.scale_runs import scale_command
 
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else SCALE_FOLDER)
-    try:
-        frame = run_scale(folder, report=lambda line: print(line, flush=True))
-        target = notebooks_folder() / "theory" / "records" / "lcb_scale.parquet"
-        save_records(frame, target)
-    except InputError as problem:
-        print(f"lcb_scale: {problem}", file=sys.stderr)
-        return 2
-    print(f"{frame.height} records in {target}; {os.path.getsize(target)} bytes")
-    return 0
+    def run(folder: Path, workers: int) -> "pl.DataFrame":
+        return run_scale(folder, report=lambda line: print(line, flush=True), workers=workers)
+
+    return scale_command("lcb_scale", run, SCALE_FOLDER)
 
 
 if __name__ == "__main__" and "__file__" in globals():
