@@ -14,6 +14,11 @@ SOURCES = {
         "winner-map": ("explore_lcb_bandit", "explore_winner_map"),
         "error-curve": ("explore_lcb_contextual", "explore_error_curve"),
         "staircase": ("explore_lcb_mdp", "explore_staircase"),
+        "life-bars": ("explore_glow", "explore_life_bars"),
+        "ratios": ("explore_glow", "explore_ratios"),
+        "decomposition": ("explore_glow", "explore_decomposition"),
+        "clip-scale": ("explore_glow", "explore_gamma"),
+        "one-round": ("explore_hyglow", "explore_round"),
     }.items()
 }
 PLAIN = """
@@ -88,6 +93,92 @@ def test_staircase_a_larger_penalty_lowers_the_certificate(show: Show) -> None:
     shown.press("penalty", "End")
     assert max(shown.trace(2, "y")) == 0
     assert "nothing is certified" in shown.readout()
+    assert shown.problems == []
+
+
+def test_life_bars_the_round_player_moves_the_marker_and_gamma_keeps_decoys_alive(
+    show: Show,
+) -> None:
+    shown = show("life-bars", SOURCES["life-bars"])
+    assert shown.trace(4, "x") == [600]
+    shown.press("round t", "ArrowRight", times=3)
+    assert shown.trace(4, "x") == [603]
+    assert "Round 603:" in shown.readout()
+    shown.click("Change of the set ▶")
+    (changed,) = shown.trace(4, "x")
+    assert changed > 603
+    assert len(shown.trace(9, "x")) == 1, "one function has left the set"
+    shown.click("◀ Change of the set")
+    assert shown.trace(4, "x") == [1]
+    ends = [x for x in shown.trace(0, "x") if x is not None]
+    shown.press("clip scale γ", "ArrowRight")
+    later = [x for x in shown.trace(0, "x") if x is not None]
+    assert later[1::3] == [3000.5] * 5, "past the wall nobody is dropped"
+    assert ends != later
+    assert shown.problems == []
+
+
+def test_life_bars_a_lock_too_large_is_an_error_line_under_the_old_picture(show: Show) -> None:
+    shown = show("life-bars", SOURCES["life-bars"])
+    shown.choose("world", "combination lock (2 actions)")
+    bars = shown.trace(0, "x")
+    shown.handle("layers H").focus()
+    shown.page.keyboard.press("End")
+    shown.page.wait_for_selector(".offrl-error:not(:empty)")
+    assert shown.error().startswith("a lock of 7 digits has 128 codes")
+    assert shown.trace(0, "x") == bars
+    shown.press("layers H", "ArrowLeft")
+    assert shown.error() == ""
+    assert shown.problems == []
+
+
+def test_ratios_a_smaller_gamma_frames_more_tiles(show: Show) -> None:
+    shown = show("ratios", SOURCES["ratios"])
+    framed, share = len(shown.trace(3, "x")), shown.trace(6, "y")[-1]
+    shown.press("clip scale γ", "ArrowLeft", times=2)
+    assert len(shown.trace(3, "x")) > framed
+    assert shown.trace(6, "y")[-1] > 2 * share
+    shown.choose("clip", "off")
+    assert len(shown.trace(3, "x")) == 0
+    assert "is not clipped" in shown.readout()
+    assert shown.problems == []
+
+
+def test_decomposition_without_the_clip_nothing_is_lost_to_it(show: Show) -> None:
+    shown = show("decomposition", SOURCES["decomposition"])
+    parts = shown.trace(5, "y")
+    assert parts[1] > 0
+    assert sum(parts[:3]) == pytest.approx(parts[3])
+    shown.press("clip scale γ", "ArrowLeft")
+    assert shown.trace(5, "y")[1] > parts[1]
+    shown.choose("clip", "off")
+    assert shown.trace(5, "y")[1] == 0
+    assert shown.problems == []
+
+
+def test_clip_scale_a_smaller_limit_moves_the_wall_right_and_regret_down(show: Show) -> None:
+    shown = show("clip-scale", SOURCES["clip-scale"])
+    regret = shown.trace(1, "y")
+    shown.press("limit c_β", "ArrowLeft")
+    assert min(shown.trace(1, "y")) < min(regret)
+    assert sum(y < 1200 for y in shown.trace(1, "y")) > sum(y < 1200 for y in regret)
+    shown.press("clip scale γ", "End")
+    assert shown.trace(4, "x") == [1]
+    assert shown.readout().startswith("γ = 1: regret 1200")
+    assert shown.problems == []
+
+
+def test_one_round_steps_uncover_the_picture_and_the_world_decides_who_wins(show: Show) -> None:
+    shown = show("one-round", SOURCES["one-round"])
+    assert shown.trace(5, "y")[-1] > 10 * shown.trace(6, "y")[-1], "the trap: FQI loses more"
+    shown.press("step", "Home")
+    assert all(x is None or x != x for x in shown.trace(3, "x"))
+    assert "have never been tried" in shown.readout()
+    shown.click("Step ▶")
+    assert "chance decides" in shown.readout()
+    assert sum(x is not None and x == x for x in shown.trace(3, "x")) == 10
+    shown.choose("world", "decoy chains")
+    assert shown.trace(5, "y")[-1] < shown.trace(6, "y")[-1], "the chains: HyGLOW loses more"
     assert shown.problems == []
 
 
