@@ -858,8 +858,25 @@ def test_a_class_or_behaviour_for_another_world_is_refused():
     chains = decoy_chains(3, 2)
     with pytest.raises(InputError, match=r"functions have shape \(2, 3, 2\).*\(2, 3, 3\)"):
         make_problem(chains.mdp, chains.tables[..., :2])
-    with pytest.raises(InputError, match=r"behaviour has shape \(3, 3\), not \(2, 3, 3\)"):
+    with pytest.raises(InputError, match=r"behaviour has shape \(3, 3\): pass \(2, 3, 3\)"):
         make_problem(chains.mdp, chains.tables, np.ones((3, 3)) / 9)
+
+
+@pytest.mark.parametrize("entry", [np.nan, -0.1, 0.7])
+def test_a_behaviour_that_is_no_distribution_is_refused(entry):
+    chains = decoy_chains(3, 2)
+    behaviour = np.full((2, 3, 3), 1 / 9)
+    behaviour[1, 0, 0] = entry
+    with pytest.raises(InputError, match="behaviour of layer 1 must be non-negative and sum to 1"):
+        make_problem(chains.mdp, chains.tables, behaviour)
+
+
+def test_a_box_without_limit_is_not_pulled_where_nobody_went():
+    problem = make_problem(decoy_chains(3, 2).mdp, decoy_chains(3, 2).tables)
+    seen = population_statistics(problem, problem.occupancies[0])
+    errors = box_errors(seen, residual_sums(problem, seen), 0.5, np.inf)
+    assert np.isfinite(errors).all()
+    assert np.allclose(errors, box_errors(seen, residual_sums(problem, seen), 0.5, 1e6))
 
 
 def test_an_episode_that_no_policy_of_the_class_plays_is_refused_with_its_place():

@@ -72,7 +72,7 @@ def test_both_ends_of_every_control_draw(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPLORERS)
 @given(data=st.data())
-@settings(max_examples=6, **SLOWLY)
+@settings(max_examples=5, **SLOWLY)
 def test_every_reachable_setting_draws_or_says_what_to_change(
     name: str, data: st.DataObject
 ) -> None:
@@ -167,7 +167,7 @@ def test_life_bars_the_dark_strip_has_the_area_of_the_rounds_played(
 
 
 @given(data=st.data())
-@settings(max_examples=8, **SLOWLY)
+@settings(max_examples=6, **SLOWLY)
 def test_life_bars_a_function_is_alive_exactly_where_its_error_is_within_the_limit(
     data: st.DataObject,
 ) -> None:
@@ -300,7 +300,7 @@ def test_ratios_are_occupancies_over_their_running_average() -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=8, **SLOWLY)
+@settings(max_examples=6, **SLOWLY)
 def test_ratios_potential_and_clipped_share_stay_under_their_bounds(data: st.DataObject) -> None:
     keys = ("world", "actions", "gamma", "c_beta", "penalty", "optimism")
     controls = still("ratios").controls

@@ -8,7 +8,7 @@ __all__ = ['TIE', 'BLOCK', 'FunctionClass', 'Problem', 'on_cells', 'make_problem
            'signed_clip', 'mixture_weights', 'data_weights', 'mixture_of_ratios', 'model_occupancies', 'model_weights',
            'penalised_weights', 'worst_errors', 'box_errors', 'clipped_concentrability', 'potential_terms']
 
-# %% ../../nbs/theory/05_density_ratios.ipynb #14c658b6
+# %% ../../nbs/theory/05_density_ratios.ipynb #8f3e0d02
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..data.coverage import Coverability, coverability_of, occupancy_ratio
-from ..worlds.layered import Episodes
+from ..worlds.layered import Episodes, check_behaviour
 from offrl_wb.worlds.tabular import (
     FiniteHorizonMDP,
     evaluate_horizon,
@@ -123,7 +123,7 @@ class Problem:
         """Coverability of the class's policies; its `behaviour` is `(H, Z, 1)`."""
         return coverability_of(self.occupancies.max(axis=0)[..., None])
 
-# %% ../../nbs/theory/05_density_ratios.ipynb #ec923443
+# %% ../../nbs/theory/05_density_ratios.ipynb #85acf3aa
 def on_cells(array: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """The entries of `array` `(..., S, A)` at the `cells` `(Z,)`: `(..., Z)`."""
     return array.reshape(*array.shape[:-2], -1)[..., cells]
@@ -132,22 +132,24 @@ def on_cells(array: np.ndarray, cells: np.ndarray) -> np.ndarray:
 def make_problem(
     mdp: FiniteHorizonMDP, tables: np.ndarray, behaviour: np.ndarray | None = None
 ) -> Problem:
-    """A `Problem` of value functions `tables` `(F, H, S, A)`; `behaviour` `(H, S, A)` is that of
-    the offline data. Raises `InputError` where shapes do not fit together."""
+    """A `Problem` of value functions `tables` `(F, H, S, A)`; offline data follow `behaviour`.
+
+    `behaviour` `(H, S, A)` is a distribution in every layer. Raises `InputError` where shapes do
+    not fit together, or a layer is no distribution.
+    """
     functions = FunctionClass(tables)
     if functions.tables.shape[1:] != mdp.reward.shape:
         raise InputError(
             f"the functions have shape {functions.tables.shape[1:]}, the world {mdp.reward.shape}"
         )
-    if behaviour is not None and np.shape(behaviour) != mdp.reward.shape:
-        raise InputError(f"behaviour has shape {np.shape(behaviour)}, not {mdp.reward.shape}")
+    behaviour = None if behaviour is None else check_behaviour(mdp, behaviour)
     flat = functions.policies.reshape(len(functions.policies), -1)
     distinct, policy_of = np.unique(flat, axis=0, return_inverse=True)
     policies = distinct.reshape(-1, *functions.policies.shape[1:])
     occupancies = occupancy_horizon(mdp, policies)
     reached = occupancies.max(axis=(0, 1)) > 0
     if behaviour is not None:
-        reached = reached | (np.asarray(behaviour).max(axis=0) > 0)
+        reached = reached | (behaviour.max(axis=0) > 0)
     cells = np.flatnonzero(reached)
     return Problem(
         mdp,
@@ -157,7 +159,7 @@ def make_problem(
         policy_of.reshape(-1),
         on_cells(occupancies, cells),
         evaluate_horizon(mdp, policies)[:, 0] @ mdp.initial,
-        None if behaviour is None else on_cells(np.asarray(behaviour, dtype=float), cells),
+        None if behaviour is None else on_cells(behaviour, cells),
     )
 
 # %% ../../nbs/theory/05_density_ratios.ipynb #80d5bc4a
@@ -355,7 +357,7 @@ def worst_errors(
         score.max(axis=-2, out=answer[..., first : first + step])
     return answer / size
 
-# %% ../../nbs/theory/05_density_ratios.ipynb #8eb36e0d
+# %% ../../nbs/theory/05_density_ratios.ipynb #56b6373c
 def box_errors(
     statistics: Statistics,
     residuals: np.ndarray,
@@ -371,7 +373,9 @@ def box_errors(
     alpha, limit = (np.asarray(x, dtype=float)[..., None, None, None] for x in (alpha, limit))
     scale = 2 * alpha * visits
     ends = np.where(scale > 0, scale, 1.0)
-    free = np.where(scale > 0, residuals / ends, np.sign(residuals) * limit)
+    pulled = residuals != 0  # where nothing pulls the weight is 0, whatever the limit
+    free = np.where(pulled, np.sign(residuals), 0.0) * np.where(pulled, limit, 0.0)
+    free = np.where(scale > 0, residuals / ends, free)
     weights = np.clip(free, -limit if signed else 0.0, limit)
     total = (weights * residuals - alpha * visits * weights**2).sum(axis=-2)
     return total / np.maximum(statistics.size, 1)[..., None, None]

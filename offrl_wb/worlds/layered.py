@@ -524,7 +524,7 @@ def check_returns(mdp: FiniteHorizonMDP) -> None:
             f" rewards by {largest:.10g}"
         )
 
-# %% ../../nbs/worlds/05_layered.ipynb #60df6c8f
+# %% ../../nbs/worlds/05_layered.ipynb #d9e927bf
 Noise = Literal["none", "bernoulli"]
 REQUIRED_KEYS, OPTIONAL_KEYS = ("P", "R", "rho"), ("H", "noise", "F", "nu")
 UNREADABLE = (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error)
@@ -556,7 +556,7 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
         check_keys(archive.files)
         for key in archive.files:
             try:
-                arrays[key] = archive[key]
+                arrays[key] = np.asanyarray(archive[key])
             except UNREADABLE:
                 raise InputError(
                     f"{key} cannot be read: it holds objects, or the file is damaged"
