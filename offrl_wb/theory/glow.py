@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TOLERANCE', 'Fallback', 'LITERAL', 'PRACTICAL', 'Weights', 'Errors', 'Judge', 'CHUNK', 'NUMBERS_AT_ONCE',
-           'promised_values', 'Verdict', 'settle', 'pick', 'Thresholds', 'thresholds', 'log_weight_count',
+           'one_moment', 'promised_values', 'Verdict', 'settle', 'pick', 'Thresholds', 'thresholds', 'log_weight_count',
            'log_every_mixture', 'class_log_term', 'error_finder', 'Learner', 'GLOW', 'check_glow', 'layer_functions',
            'squared_loss_excess', 'GOLF', 'RandomFunction', 'chunk_of_uniforms', 'round_uniforms', 'play_rounds', 'Run',
            'largest_block', 'check_run', 'run_online', 'counted_statistics', 'run_lazily', 'past_occupancies',
@@ -43,7 +43,12 @@ from offrl_wb.theory.density_ratios import (
 from ..worlds.layered import Episodes, draw_counts, draw_episodes
 from ..worlds.tabular import FiniteHorizonMDP
 
-# %% ../../nbs/theory/06_glow.ipynb #b3bc4227
+# %% ../../nbs/theory/06_glow.ipynb #a73006b8
+def one_moment(statistics: Statistics) -> Statistics:
+    """The same statistics with a leading axis of length 1: one moment of a run."""
+    return Statistics(*(part[None] for part in statistics))
+
+
 def promised_values(problem: Problem, statistics: Statistics) -> np.ndarray:
     """Mean of `max_a f_1(x_1, a)` over the first states seen, `(N, F)`; exact before there are any.
 
@@ -86,7 +91,7 @@ def pick(candidates: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     rank = candidates.cumsum(axis=-1)
     return (rank > (uniforms * rank[..., -1])[..., None]).argmax(axis=-1)
 
-# %% ../../nbs/theory/06_glow.ipynb #4b6884d7
+# %% ../../nbs/theory/06_glow.ipynb #0cb56b3d
 LITERAL = {"c_alpha": 8.0, "c_beta": 36.0}  # Amortila et al. 2024, Algorithm 1
 PRACTICAL = {"c_alpha": 0.25, "c_beta": 1.0}  # ours, for rewards of variance 1/4 at most
 
@@ -112,15 +117,15 @@ def thresholds(
     Before there are data beta is infinite. Source: Amortila et al. 2024, Algorithm 1.
     """
     limit = gamma * np.asarray(rounds, dtype=float)
-    with np.errstate(divide="ignore"):
-        return Thresholds(limit, c_alpha / limit, c_beta * limit * log_term / size)
+    beta = c_beta * limit * log_term / np.maximum(size, 1)
+    return Thresholds(limit, c_alpha / limit, np.where(np.asarray(size) > 0, beta, np.inf))
 
-# %% ../../nbs/theory/06_glow.ipynb #cc8a2153
+# %% ../../nbs/theory/06_glow.ipynb #47760cf8
 Weights = Literal["oracle", "models", "box", "zero"]
 
 
 def log_weight_count(problem: Problem, rounds: int, weights: Weights, models: int = 1) -> float:
-    """Logarithm of how many weights are compared; for the box, of T values in each cell [derived]."""
+    """Log of how many weights are compared; the box counts as T values a cell [derived]."""
     policies, cells = len(problem.policies), len(problem.cells)
     if weights == "box":
         return cells * float(np.log(rounds))
@@ -139,8 +144,8 @@ def class_log_term(problem: Problem, rounds: int, delta: float, log_weights: flo
     functions, layers = problem.functions.tables.shape[:2]
     return float(np.log(6 * functions * rounds * layers / delta)) + log_weights
 
-# %% ../../nbs/theory/06_glow.ipynb #cf50b933
-Errors = Callable[[Statistics, np.ndarray, Thresholds], np.ndarray]
+# %% ../../nbs/theory/06_glow.ipynb #b66e8bcb
+Errors = Callable[[Statistics, np.ndarray, Thresholds], np.ndarray]  # errors (N, H, F)
 
 
 def error_finder(
@@ -149,7 +154,7 @@ def error_finder(
     episodes_per_round: int = 1,
     models: tuple[FiniteHorizonMDP, ...] = (),
 ) -> Errors:
-    """A function of statistics, rounds `(N,)` and thresholds: worst penalised errors `(N, H, F)`."""
+    """A function of statistics, rounds `(N,)` and thresholds: worst errors `(N, H, F)`."""
     inside = model_occupancies(models, problem) if weights == "models" else None
 
     def find(statistics: Statistics, rounds: np.ndarray, limits: Thresholds) -> np.ndarray:
@@ -168,7 +173,7 @@ def error_finder(
 
     return find
 
-# %% ../../nbs/theory/06_glow.ipynb #d40879c8
+# %% ../../nbs/theory/06_glow.ipynb #98e28c55
 Judge = Callable[[Statistics, np.ndarray], Verdict]
 
 
@@ -238,7 +243,8 @@ class GLOW:
 def check_glow(learner: GLOW) -> None:
     """Raise `InputError` for a constant out of range, an unknown choice, or misplaced models."""
     ranges = {"gamma": 0 < learner.gamma <= 1, "delta": 0 < learner.delta < 1}
-    ranges |= {"c_alpha": learner.c_alpha >= 0, "c_beta": learner.c_beta >= 0}
+    ranges |= {"c_alpha": 0 <= learner.c_alpha < np.inf, "c_beta": 0 <= learner.c_beta < np.inf}
+    ranges |= {"log_weights": learner.log_weights is None or 0 <= learner.log_weights < np.inf}
     for name, good in ranges.items():
         if not good:
             allowed = {"gamma": "(0, 1]", "delta": "(0, 1)"}.get(name, "[0, infinity)")
@@ -251,8 +257,9 @@ def check_glow(learner: GLOW) -> None:
         raise InputError("pass models exactly where weights is 'models'")
     if learner.fallback not in ("least", "random"):
         raise InputError(f"fallback is {learner.fallback!r}: pass 'least' or 'random'")
-    if learner.episodes_per_round < 1:
-        raise InputError(f"episodes_per_round is {learner.episodes_per_round}: pass 1 or more")
+    each = learner.episodes_per_round
+    if each < 1 or each != int(each):
+        raise InputError(f"episodes_per_round is {each}: pass a whole number of 1 or more")
 
 # %% ../../nbs/theory/06_glow.ipynb #2a970fa7
 def layer_functions(problem: Problem) -> list[np.ndarray]:
@@ -350,9 +357,9 @@ def round_uniforms(seed: int, first: int, count: int, columns: int) -> np.ndarra
     start = first - numbers[0] * CHUNK
     return rows[start : start + count]
 
-# %% ../../nbs/theory/06_glow.ipynb #efa66d31
+# %% ../../nbs/theory/06_glow.ipynb #b8432358
 def play_rounds(problem: Problem, policies: np.ndarray, uniforms: np.ndarray) -> Statistics:
-    """Statistics after 1, 2, ... N rounds of the policies `(N,)`, by `uniforms` `(N, K, 1 + 3 H)`."""
+    """Statistics after 1, 2, ... N rounds of `policies` `(N,)`; `uniforms` `(N, K, 1 + 3 H)`."""
     count, each, columns = uniforms.shape
     layers = problem.mdp.horizon
     drawn = Episodes(*(np.empty((count, each, layers), kind) for kind in (int, int, float, int)))
@@ -374,7 +381,7 @@ def play_rounds(problem: Problem, policies: np.ndarray, uniforms: np.ndarray) ->
     density = problem.occupancies[policies].cumsum(axis=0)
     return running._replace(played=1.0 * each * played, density=each * density)
 
-# %% ../../nbs/theory/06_glow.ipynb #41ae9085
+# %% ../../nbs/theory/06_glow.ipynb #eb890e27
 @dataclass(frozen=True, eq=False)
 class Run:
     """A finished run. U updates of the set: one a round, or fewer with a lazy schedule.
@@ -410,7 +417,7 @@ class Run:
     @property
     def empty(self) -> np.ndarray:
         """Where no function was left and the fallback was played, `(U,)` bool."""
-        return ~self.alive.any(axis=-1)
+        return np.logical_not(self.alive.any(axis=-1))
 
     @property
     def optimal_lost(self) -> float:
@@ -419,7 +426,7 @@ class Run:
             return float("nan")
         return float(~self.alive[:, self.problem.optimal] @ self.length / self.rounds)
 
-# %% ../../nbs/theory/06_glow.ipynb #2012ad6b
+# %% ../../nbs/theory/06_glow.ipynb #7b74f887
 NUMBERS_AT_ONCE = 4_000_000  # a block is kept so small that no array holds more numbers
 
 
@@ -433,7 +440,7 @@ def largest_block(problem: Problem, learner: Learner) -> int:
 
 def check_run(rounds: int, block: int, growth: float, ties: str) -> None:
     """Raise `InputError` for settings of a run that make no sense."""
-    if rounds < 1 or block < 1:
+    if rounds < 1 or block < 1 or rounds != int(rounds):
         raise InputError(f"a run needs 1 round and blocks of 1 or more: found {rounds}, {block}")
     if not 0 <= growth < np.inf:
         raise InputError(f"the schedule's growth is {growth}: pass 0 (every round) or more")
@@ -464,7 +471,7 @@ def run_online(
         min(block, largest_block(problem, learner)),
     )
     before = empty_statistics(problem)
-    verdict, now, tried = judge(take(before, None), np.ones(1)), 1, min(8, block)
+    verdict, now, tried = judge(one_moment(before), np.ones(1)), 1, min(8, block)
     chosen, alive = [], []
     while now <= rounds:
         count = min(tried, rounds - now + 1)
@@ -485,7 +492,7 @@ def run_online(
     lists = np.concatenate(chosen), np.concatenate(alive)
     return Run(problem, learner, rounds, seed, every, np.ones_like(every), *lists, before)
 
-# %% ../../nbs/theory/06_glow.ipynb #54a2d2bf
+# %% ../../nbs/theory/06_glow.ipynb #f15af189
 def counted_statistics(
     problem: Problem, policy: int, episodes: int, generator: np.random.Generator
 ) -> Statistics:
@@ -510,28 +517,28 @@ def run_lazily(
     """`run_online` with sets recomputed when t has grown by a factor of 1 + `growth` (ours)."""
     judge, each = learner.start(problem, rounds), learner.episodes_per_round
     before, now = empty_statistics(problem), 1
-    verdict = judge(take(before, None), np.ones(1))
-    first, length, chosen, alive = [], [], [], []
+    verdict = judge(one_moment(before), np.ones(1))
+    first: list[int] = []
+    length: list[int] = []
+    chosen: list[int] = []
+    alive: list[np.ndarray] = []
     while now <= rounds:
         generator = stream(seed, "lazy round", now)
         count = min(max(1, int(np.ceil(now * growth))), rounds - now + 1)
         tie = generator.random(1) * (ties == "random")
         function = int(pick(verdict.candidates, tie)[0])
         policy = int(problem.policy_of[function])
-        for kept, new in (
-            (first, now),
-            (length, count),
-            (chosen, function),
-            (alive, verdict.alive[0]),
-        ):
-            kept.append(new)
+        first.append(now)
+        length.append(count)
+        chosen.append(function)
+        alive.append(verdict.alive[0])
         before = add(before, counted_statistics(problem, policy, count * each, generator))
         now += count
-        verdict = judge(take(before, None), np.array([now]))
-    lists = (np.array(part) for part in (first, length, chosen, alive))
-    return Run(problem, learner, rounds, seed, *lists, before)
+        verdict = judge(one_moment(before), np.array([now]))
+    numbers = np.array(first), np.array(length), np.array(chosen)
+    return Run(problem, learner, rounds, seed, *numbers, np.array(alive), before)
 
-# %% ../../nbs/theory/06_glow.ipynb #f5988a6f
+# %% ../../nbs/theory/06_glow.ipynb #0fdf26a6
 def past_occupancies(run: Run) -> np.ndarray:
     """Sum of the occupancies of all rounds before each update, `(U, H, Z)`."""
     played = run.problem.occupancies[run.policies] * run.length[:, None, None]
@@ -539,7 +546,7 @@ def past_occupancies(run: Run) -> np.ndarray:
 
 
 def clip_limits(run: Run, gamma: float | None = None) -> np.ndarray:
-    """`gamma t` for the first round of each update, `(U,)`; infinite for a run that does not clip."""
+    """`gamma t` for the first round of each update, `(U,)`; infinite where nothing is clipped."""
     own = getattr(run.learner, "gamma", None) if getattr(run.learner, "clip", False) else None
     scale = own if gamma is None else gamma
     return np.full(len(run.first), np.inf) if scale is None else scale * run.first
@@ -619,7 +626,7 @@ def potential_bound(run: Run) -> np.ndarray:
     """`5 C_cov log t` at the last round of each update, `(U,)`; it holds from the second on."""
     return 5 * run.problem.coverability.value * np.log(run.first + run.length - 1)
 
-# %% ../../nbs/theory/06_glow.ipynb #1ee12687
+# %% ../../nbs/theory/06_glow.ipynb #3739057f
 class RatioTable(NamedTuple):
     """The ratios of one round's policy, on all pairs: `(H, S, A)` each."""
 
@@ -629,7 +636,7 @@ class RatioTable(NamedTuple):
 
 
 def ratio_table(run: Run, round_number: int, gamma: float | None = None) -> RatioTable:
-    """`w = d / dbar` in round `round_number`, counted from 1; `InputError` if there was none such."""
+    """`w = d / dbar` in round `round_number`, counted from 1; `InputError` for another round."""
     if not 1 <= round_number <= run.rounds:
         raise InputError(f"round {round_number} is not among 1 to {run.rounds}")
     problem, update = run.problem, int(np.searchsorted(run.first, round_number, side="right")) - 1
@@ -721,9 +728,9 @@ def rounds_to_shrink(
         rounds = c_beta**2 * problem.coverability.value * log_term**2 / (log_classes * residual**2)
     return float(rounds)
 
-# %% ../../nbs/theory/06_glow.ipynb #5c207750
+# %% ../../nbs/theory/06_glow.ipynb #ba30af9a
 class ProofTrace(NamedTuple):
-    """Both sides of each step of Lemma E.4, summed over rounds and layers up to each round `(T,)`."""
+    """Both sides of each step of Lemma E.4, summed up to each round and over layers: `(T,)`."""
 
     regret: np.ndarray
     optimism_gap: np.ndarray
@@ -759,10 +766,6 @@ def proof_trace(run: Run, factor: float = 10.0) -> ProofTrace:
             limits.alpha[:, None] * terms.second_moment + limits.beta[:, None]
         )
     sums = (terms.clipped_error, own, terms.clipping_loss, terms.potential / learner.gamma)
-    totals = (part.sum(axis=-1).cumsum() for part in sums)
-    return ProofTrace(
-        run.regret.cumsum(),
-        terms.optimism_gap.cumsum(),
-        *totals,
-        np.nan_to_num(needed).max(axis=-1),
-    )
+    clipped, bound, loss, loss_bound = (part.sum(axis=-1).cumsum() for part in sums)
+    gap, largest = terms.optimism_gap.cumsum(), np.nan_to_num(needed).max(axis=-1)
+    return ProofTrace(run.regret.cumsum(), gap, clipped, bound, loss, loss_bound, largest)

@@ -7,17 +7,18 @@ __all__ = ['ENTRIES_AT_MOST', 'CODES_AT_MOST', 'Noise', 'REQUIRED_KEYS', 'OPTION
            'whole', 'check_entries', 'distribution_function', 'Slots', 'slots', 'Episodes', 'empty_episodes',
            'draw_outcome', 'check_uniforms', 'choose_actions', 'draw_episodes', 'check_behaviour', 'draw_tuples',
            'split_counts', 'draw_counts', 'decoy_chains', 'chains_behaviour', 'completeness_trap', 'combination_lock',
-           'lock_codes', 'noisy_optimal', 'lock_tables', 'lock_family', 'contextual_bandit', 'perturbed_model',
-           'perturbed_models', 'class_of_models', 'largest_return', 'check_returns', 'check_keys', 'load_arrays',
+           'lock_codes', 'noisy_optimal', 'lock_tables', 'lock_family', 'contextual_bandit', 'largest_return',
+           'check_returns', 'perturbed_model', 'perturbed_models', 'class_of_models', 'check_keys', 'load_arrays',
            'real_numbers', 'distribution_rows', 'count_layers', 'noise_of', 'check_shapes', 'mdp_of', 'behaviour_of',
            'possible_states', 'find_table', 'check_functions', 'read_world', 'bandit_family', 'world']
 
-# %% ../../nbs/worlds/05_layered.ipynb #3efab689
+# %% ../../nbs/worlds/05_layered.ipynb #050b7b00
 import inspect
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -437,7 +438,39 @@ def contextual_bandit(contexts: np.ndarray, means: np.ndarray) -> FiniteHorizonM
     stay = np.repeat(np.eye(len(contexts))[:, None], means.shape[1], axis=1)
     return FiniteHorizonMDP(contexts, stay[None], means[None], "contextual_bandit", "bernoulli")
 
-# %% ../../nbs/worlds/05_layered.ipynb #5e2b936c
+# %% ../../nbs/worlds/05_layered.ipynb #eec36efe
+def largest_return(mdp: FiniteHorizonMDP) -> float:
+    """The most that a path of positive probability under some policy can pay."""
+    paid = (mdp.reward > 0).astype(float) if mdp.noise == "bernoulli" else mdp.reward
+    best = np.zeros(mdp.initial.size)
+    for layer in reversed(range(mdp.horizon)):
+        ahead = np.where(mdp.transition[layer] > 0, best, -np.inf).max(axis=-1)
+        best = (paid[layer] + ahead).max(axis=-1)
+    return float(best[mdp.initial > 0].max())
+
+
+def check_returns(mdp: FiniteHorizonMDP) -> None:
+    """Raise `InputError` for a negative reward, or a path that can pay more than 1."""
+    if (mdp.reward < 0).any():
+        layer, state, action = np.argwhere(mdp.reward < 0)[0]
+        raise InputError(
+            f"the reward of layer {layer}, state {state}, action {action} is"
+            f" {mdp.reward[layer, state, action]:g}: rewards must not be negative"
+        )
+    largest = largest_return(mdp)
+    if largest > 1 + 1e-9 and mdp.noise == "bernoulli":
+        raise InputError(
+            f"a path can pay {largest:.0f} Bernoulli rewards of 1, and paths must return between 0"
+            " and 1: pay at the end only, or use noise 'none' with the rewards divided by"
+            f" {largest:.0f}"
+        )
+    if largest > 1 + 1e-9:
+        raise InputError(
+            f"a path can return {largest:.10g}, and paths must return between 0 and 1: divide the"
+            f" rewards by {largest:.10g}"
+        )
+
+# %% ../../nbs/worlds/05_layered.ipynb #d3aa0195
 def perturbed_model(
     mdp: FiniteHorizonMDP, spread: float, generator: np.random.Generator, name: str
 ) -> FiniteHorizonMDP:
@@ -447,9 +480,11 @@ def perturbed_model(
     lottery = generator.random(mdp.reward.shape)
     if mdp.noise == "bernoulli":
         means = np.where(mdp.reward > 0, (1 - spread) * mdp.reward + spread * lottery, 0)
-    else:
-        means = mdp.reward * (1 - spread * lottery)
-    return FiniteHorizonMDP(mdp.initial, rows, means, name, mdp.noise)
+        return FiniteHorizonMDP(mdp.initial, rows, means, name, mdp.noise)
+    means = mdp.reward * (1 + spread * (2 * lottery - 1))
+    model = FiniteHorizonMDP(mdp.initial, rows, means, name)
+    allowed = max(1.0, largest_return(mdp))
+    return replace(model, reward=means / max(1.0, largest_return(model) / allowed))
 
 
 def perturbed_models(
@@ -491,38 +526,6 @@ def class_of_models(
     names = tuple(model.name or f"model {place}" for place, model in enumerate(models))
     covered = None if behaviour is None else check_behaviour(mdp, behaviour)
     return Instance(mdp, tables, 0, names, covered, tuple(models))
-
-# %% ../../nbs/worlds/05_layered.ipynb #eec36efe
-def largest_return(mdp: FiniteHorizonMDP) -> float:
-    """The most that a path of positive probability under some policy can pay."""
-    paid = (mdp.reward > 0).astype(float) if mdp.noise == "bernoulli" else mdp.reward
-    best = np.zeros(mdp.initial.size)
-    for layer in reversed(range(mdp.horizon)):
-        ahead = np.where(mdp.transition[layer] > 0, best, -np.inf).max(axis=-1)
-        best = (paid[layer] + ahead).max(axis=-1)
-    return float(best[mdp.initial > 0].max())
-
-
-def check_returns(mdp: FiniteHorizonMDP) -> None:
-    """Raise `InputError` for a negative reward, or a path that can pay more than 1."""
-    if (mdp.reward < 0).any():
-        layer, state, action = np.argwhere(mdp.reward < 0)[0]
-        raise InputError(
-            f"the reward of layer {layer}, state {state}, action {action} is"
-            f" {mdp.reward[layer, state, action]:g}: rewards must not be negative"
-        )
-    largest = largest_return(mdp)
-    if largest > 1 + 1e-9 and mdp.noise == "bernoulli":
-        raise InputError(
-            f"a path can pay {largest:.0f} Bernoulli rewards of 1, and paths must return between 0"
-            " and 1: pay at the end only, or use noise 'none' with the rewards divided by"
-            f" {largest:.0f}"
-        )
-    if largest > 1 + 1e-9:
-        raise InputError(
-            f"a path can return {largest:.10g}, and paths must return between 0 and 1: divide the"
-            f" rewards by {largest:.10g}"
-        )
 
 # %% ../../nbs/worlds/05_layered.ipynb #d9e927bf
 Noise = Literal["none", "bernoulli"]
