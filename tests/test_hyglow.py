@@ -234,6 +234,19 @@ def test_functions_classes_probabilities_and_lists_are_all_policies():
     assert np.allclose(h2o_reduction(TRAPPED, uniform_policy, OLD, 5).regret, 0.171)
 
 
+def test_a_learner_may_return_the_same_array_changed():
+    policy = np.full((2, 2, 10), 0.1)
+
+    def sharpens(data):
+        policy[:] *= 0.9
+        policy[..., 0] += 1 - policy.sum(axis=-1)
+        return policy
+
+    run = h2o_reduction(TRAPPED, sharpens, OLD, 20)
+    assert len(run.policies) == 20
+    assert [each[0, 0, 1] for each in run.policies] == pytest.approx(0.1 * 0.9 ** np.arange(1, 21))
+
+
 def test_a_policy_may_go_where_no_policy_of_the_class_goes():
     single = make_problem(TRAP.mdp, TRAP.tables[:1], TRAP.behaviour)
     run = h2o_reduction(single, uniform_policy, OLD, 200)

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['Share', 'WeightClass', 'BLOCK', 'IMPOSSIBLE', 'Method', 'HybridData', 'every_pair', 'offline_tuples', 'Tally',
-           'places_of', 'Played', 'Stage', 'fitting', 'HybridRun', 'first_rows', 'count_tuples', 'check_run', 'ask',
-           'follow', 'finish', 'h2o_reduction', 'hybrid_weights', 'occupancies_inside', 'joint_errors',
-           'joint_objective', 'MABO', 'smallest', 'LayerClass', 'layer_classes', 'regress', 'FQI', 'safe_log',
-           'LayerModels', 'layer_models', 'plan_in', 'MaximumLikelihood', 'empirical_tables', 'CertaintyEquivalence',
-           'random_function', 'uniform_policy', 'offline_only', 'hyglow', 'squared_losses', 'hy_q', 'RegressionRound',
-           'target_squares', 'fqi_round', 'exact_return', 'MinimaxRound', 'hyglow_round', 'HybridCoverage',
-           'hybrid_coverage', 'cc_bound', 'regret_traces', 'reduced']
+           'places_of', 'Played', 'Stage', 'fitting', 'HybridRun', 'first_rows', 'data_of_round', 'count_tuples',
+           'check_run', 'ask', 'follow', 'finish', 'h2o_reduction', 'hybrid_weights', 'occupancies_inside',
+           'joint_errors', 'joint_objective', 'smallest', 'MABO', 'check_mabo', 'LayerClass', 'layer_classes',
+           'regress', 'FQI', 'safe_log', 'LayerModels', 'layer_models', 'plan_in', 'MaximumLikelihood',
+           'empirical_tables', 'CertaintyEquivalence', 'random_function', 'uniform_policy', 'offline_only', 'hyglow',
+           'squared_losses', 'hy_q', 'RegressionRound', 'target_squares', 'fqi_round', 'exact_return', 'MinimaxRound',
+           'hyglow_round', 'HybridCoverage', 'hybrid_coverage', 'cc_bound', 'regret_traces', 'reduced']
 
 # %% ../../nbs/theory/07_hyglow.ipynb #5686c5fc
 from collections.abc import Callable
@@ -154,7 +154,7 @@ def places_of(problem: Problem, episodes: Episodes) -> tuple[np.ndarray, np.ndar
     places = layers * len(problem.cells) + cell_numbers(problem, episodes)
     return places, places * problem.mdp.initial.size + episodes.next_states
 
-# %% ../../nbs/theory/07_hyglow.ipynb #37fa6c9a
+# %% ../../nbs/theory/07_hyglow.ipynb #b1b43f42
 class Played(NamedTuple):
     """Episodes `(B, H)` of one policy from round `first` (counted from 0) on, and their places."""
 
@@ -199,7 +199,7 @@ class Stage:
         if table.ndim != 3:
             raise InputError(f"{told} is more than one policy: found an array {policy.shape}")
         visits = occupancy_horizon(mdp, table)
-        self.policies.append(policy)
+        self.policies.append(policy.copy())
         self.occupancies.append(on_cells(visits, self.problem.cells))
         self.returns.append(float((visits * mdp.reward).sum()))
         self.member.append(self.own.get(policy.tobytes()))
@@ -216,7 +216,7 @@ class Stage:
             self.blocks[number] = block
         return block
 
-# %% ../../nbs/theory/07_hyglow.ipynb #4228b6ab
+# %% ../../nbs/theory/07_hyglow.ipynb #b8a50f03
 Share = Literal["prefix", "all"]
 
 
@@ -227,7 +227,7 @@ def fitting(learner: Any) -> Callable[[HybridData], Any]:
         raise InputError(f"a learner has a method fit(data), or is a function: found {learner!r}")
     return fit
 
-
+# %% ../../nbs/theory/07_hyglow.ipynb #aba8d59f
 @dataclass(frozen=True, eq=False)
 class HybridRun:
     """What a run has played: `chosen` `(T,)` numbers of `policies`, whose `returns` are exact.
@@ -262,27 +262,32 @@ class HybridRun:
 
     def data(self, round: int) -> HybridData:
         """What the learner was given in round `round`, 1 to T + 1."""
-        if not 1 <= round <= len(self.chosen) + 1:
-            raise InputError(f"the run has rounds 1 to {len(self.chosen) + 1}: found {round}")
-        past = round - 1
-        offline = None
-        if self.offline is not None:
-            offline = first_rows(self.offline, past if self.share == "prefix" else None)
-        before, online = self.chosen[:past], first_rows(self.online, past)
-        times = np.bincount(before, minlength=len(self.policies))
-        density = np.tensordot(times, self.occupancies, axes=1)
-        own = {policy.tobytes(): p for p, policy in enumerate(self.problem.policies)}
-        played = np.zeros(len(self.problem.policies))
-        for count, policy in zip(times, self.policies, strict=True):
-            if policy.tobytes() in own:
-                played[own[policy.tobytes()]] += count
-        counts = count_tuples(self.problem, offline, online, density, played)
-        return HybridData(self.problem, counts, round, self.seed, offline, online)
+        return data_of_round(self, round)
 
-
+# %% ../../nbs/theory/07_hyglow.ipynb #cfee5e8d
 def first_rows(episodes: Episodes, count: int | None) -> Episodes:
     """The first `count` rows of episodes `(N, H)`; None for all of them."""
     return Episodes(*[column[:count] for column in episodes])
+
+
+def data_of_round(run: HybridRun, round: int) -> HybridData:
+    """What the learner of `run` was given in round `round`; `InputError` for a round it lacks."""
+    last, past = len(run.chosen) + 1, round - 1
+    if not 1 <= round <= last:
+        raise InputError(f"the run has rounds 1 to {last}: found {round}")
+    offline = None
+    if run.offline is not None:
+        offline = first_rows(run.offline, past if run.share == "prefix" else None)
+    online = first_rows(run.online, past)
+    times = np.bincount(run.chosen[:past], minlength=len(run.policies))
+    density = np.tensordot(times, run.occupancies, axes=1)
+    own = {policy.tobytes(): p for p, policy in enumerate(run.problem.policies)}
+    played = np.zeros(len(own))
+    for count, policy in zip(times, run.policies, strict=True):
+        if policy.tobytes() in own:
+            played[own[policy.tobytes()]] += count
+    counts = count_tuples(run.problem, offline, online, density, played)
+    return HybridData(run.problem, counts, round, run.seed, offline, online)
 
 # %% ../../nbs/theory/07_hyglow.ipynb #00ffb83d
 def count_tuples(
@@ -404,7 +409,7 @@ def h2o_reduction(
             tally.parts.density[...] += problem.behaviour
     return finish(stage, chosen, online, offline, share, seed)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #ff94a35d
+# %% ../../nbs/theory/07_hyglow.ipynb #47f5741c
 WeightClass = Literal["oracle", "models", "box"]
 
 
@@ -414,8 +419,8 @@ def hybrid_weights(
     """`d^pi / mu` of the problem's policies, `(P, H, Z)`; with `models` inside each, `(M P, H, Z)`.
 
     `mu` is the average distribution of the data. Inside a model the online part is what the model
-    says that the policies played have visited; the offline part is the known behaviour. Infinite
-    where `mu` is 0.
+    says that the policies played have visited; the offline part is the known behaviour (to which
+    tuples of policies outside the class are counted). Infinite where `mu` is 0.
     """
     problem, statistics, size = data.problem, data.statistics, max(data.size, 1)
     if models is None:
@@ -475,7 +480,13 @@ def joint_objective(
         np.maximum(answer, errors.max(axis=(0, 1)), out=answer)
     return answer
 
-# %% ../../nbs/theory/07_hyglow.ipynb #0df38ee6
+# %% ../../nbs/theory/07_hyglow.ipynb #7cab9dae
+def smallest(values: np.ndarray, data: HybridData, tolerance: float = 1e-10) -> int:
+    """The index of the least of `values` `(n,)`, one at random of those that tie with it."""
+    tied = np.flatnonzero(values <= values.min() + tolerance)
+    return int(tied[0] if len(tied) == 1 else tied[int(data.generator.random() * len(tied))])
+
+# %% ../../nbs/theory/07_hyglow.ipynb #f2bbd062
 @dataclass(frozen=True)
 class MABO:
     """Minimax average Bellman optimisation over a finite class, clipped and regularised (MABO.CR).
@@ -496,15 +507,7 @@ class MABO:
     models: tuple[FiniteHorizonMDP, ...] | None = None
 
     def __post_init__(self) -> None:
-        if not (0 < self.gamma < np.inf and 0 <= self.c_alpha < np.inf):
-            found = f"found {self.gamma} and {self.c_alpha}"
-            raise InputError(f"gamma must be above 0 and c_alpha 0 or more: {found}")
-        if self.weights not in ("oracle", "models", "box"):
-            raise InputError(f"weights are 'oracle', 'models' or 'box': found {self.weights!r}")
-        if (self.weights == "models") != (self.models is not None):
-            raise InputError("pass models with weights='models', and only then")
-        if self.weights == "box" and not self.clip:
-            raise InputError("a box has a side: weights='box' needs clip=True")
+        check_mabo(self)
 
     def scales(self, data: HybridData) -> tuple[float, float]:
         """The clip `gamma t` (infinite without clipping) and the penalty's `alpha`."""
@@ -530,13 +533,20 @@ class MABO:
         chosen = smallest(self.objective(data), data)
         return data.problem.functions.policies[chosen]
 
+# %% ../../nbs/theory/07_hyglow.ipynb #71c2d585
+def check_mabo(learner: "MABO") -> None:
+    """Raise `InputError` for settings that make no sense."""
+    if not (0 < learner.gamma < np.inf and 0 <= learner.c_alpha < np.inf):
+        found = f"found {learner.gamma} and {learner.c_alpha}"
+        raise InputError(f"gamma must be above 0 and c_alpha 0 or more: {found}")
+    if learner.weights not in ("oracle", "models", "box"):
+        raise InputError(f"weights are 'oracle', 'models' or 'box': found {learner.weights!r}")
+    if (learner.weights == "models") != (learner.models is not None):
+        raise InputError("pass models with weights='models', and only then")
+    if learner.weights == "box" and not learner.clip:
+        raise InputError("a box has a side: weights='box' needs clip=True")
 
-def smallest(values: np.ndarray, data: HybridData, tolerance: float = 1e-10) -> int:
-    """The index of the least of `values` `(n,)`, one at random of those that tie with it."""
-    tied = np.flatnonzero(values <= values.min() + tolerance)
-    return int(tied[0] if len(tied) == 1 else tied[int(data.generator.random() * len(tied))])
-
-# %% ../../nbs/theory/07_hyglow.ipynb #87369969
+# %% ../../nbs/theory/07_hyglow.ipynb #dd3f394b
 class LayerClass(NamedTuple):
     """The distinct functions of one layer, `(G, ...)`: on cells, squared, best values, actions."""
 
@@ -559,7 +569,7 @@ def layer_classes(problem: Problem) -> tuple[LayerClass, ...]:
         found.append(LayerClass(tables, tables**2, full.max(axis=-1), actions, full))
     return tuple(found)
 
-
+# %% ../../nbs/theory/07_hyglow.ipynb #b0ec13ca
 def regress(data: HybridData) -> tuple[list[np.ndarray], list[np.ndarray], list[int]]:
     """Backward regression: from layer 0 on, the losses `(G,)`, backups `(Z,)` and choices.
 
@@ -583,7 +593,7 @@ def regress(data: HybridData) -> tuple[list[np.ndarray], list[np.ndarray], list[
         chosen.append(winner)
     return losses[::-1], backups[::-1], chosen[::-1]
 
-
+# %% ../../nbs/theory/07_hyglow.ipynb #08fe68ea
 class FQI:
     """Fitted Q-iteration over the layers of a finite class, ties at random.
 
@@ -675,7 +685,7 @@ class MaximumLikelihood:
         )
         return plan_in(self.models, chosen)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #088d6637
+# %% ../../nbs/theory/07_hyglow.ipynb #6faa4946
 def empirical_tables(data: HybridData, unseen: float = 0.0) -> np.ndarray:
     """Action values `(H, S, A)` of the empirical model; pairs without data are worth `unseen`."""
     statistics, shape = data.statistics, data.problem.mdp.reward.shape
@@ -686,9 +696,8 @@ def empirical_tables(data: HybridData, unseen: float = 0.0) -> np.ndarray:
         backup = statistics.rewards[layer]
         if layer + 1 < shape[0]:
             backup = backup + statistics.moves[layer] @ ahead
-        tables[layer, data.problem.cells] = np.where(
-            visits > 0, backup / np.maximum(visits, 1), unseen
-        )
+        means = backup / np.where(visits > 0, visits, 1.0)
+        tables[layer, data.problem.cells] = np.where(visits > 0, means, unseen)
         ahead = tables[layer].reshape(shape[1:]).max(axis=-1)
     return tables.reshape(shape)
 
@@ -782,7 +791,7 @@ def hy_q(
         policy = np.stack(layers[::-1])
     return finish(stage, chosen, online, offline, share, seed)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #6c036a27
+# %% ../../nbs/theory/07_hyglow.ipynb #f92f8ab6
 class RegressionRound(NamedTuple):
     """One round of FQI, layer by layer, on given data.
 
@@ -800,7 +809,7 @@ class RegressionRound(NamedTuple):
     policy: np.ndarray  # (H, S)
     earned: float  # exact return of the policy
 
-
+# %% ../../nbs/theory/07_hyglow.ipynb #187e4e8a
 def target_squares(data: HybridData, choices: list[int]) -> np.ndarray:
     """Mean squared target of each layer, `(H,)`, from the tuples; 0 where there are none."""
     classes, layers = layer_classes(data.problem), len(choices)
@@ -839,7 +848,7 @@ def exact_return(mdp: FiniteHorizonMDP, policy: np.ndarray) -> float:
     """J of one policy: actions `(H, S)` or probabilities `(H, S, A)`."""
     return float((occupancy_horizon(mdp, policy) * mdp.reward).sum())
 
-# %% ../../nbs/theory/07_hyglow.ipynb #8bbb8c17
+# %% ../../nbs/theory/07_hyglow.ipynb #e5f04202
 class MinimaxRound(NamedTuple):
     """One round of MABO.CR on given data: for each function the weight that hurts it most.
 
@@ -863,7 +872,7 @@ class MinimaxRound(NamedTuple):
     policy: np.ndarray  # (H, S)
     earned: float  # exact return of the policy
 
-
+# %% ../../nbs/theory/07_hyglow.ipynb #d4abd63f
 def hyglow_round(data: HybridData, learner: MABO | None = None) -> MinimaxRound:
     """What `MABO` (HyGLOW's defaults without a `learner`; not the box) does on `data`, in full."""
     learner, problem = learner or MABO(), data.problem
@@ -879,7 +888,8 @@ def hyglow_round(data: HybridData, learner: MABO | None = None) -> MinimaxRound:
     functions = np.arange(flat.shape[1])
     objective = flat[best, functions]
     chosen = smallest(objective, data)
-    seen, visits = data.visits, np.maximum(data.statistics.visits, 1)
+    seen, visits = data.visits, data.statistics.visits
+    visits = np.where(visits > 0, visits, 1.0)
     residuals = np.moveaxis(data.dense(sums / visits[..., None]), -1, 0)
     policy = problem.functions.policies[chosen]
     return MinimaxRound(
