@@ -121,6 +121,18 @@ def test_the_fullest_pictures_stay_small_too(name: str, values: dict[str, object
     assert len(json.dumps(explorer._repr_mimebundle_())) < 150_000
 
 
+@pytest.mark.parametrize(
+    ("name", "trace", "values"),
+    [("ratios", 0, {"world": "lock"}), ("ratios", 2, {"world": "trap"}), ("round", 0, {})],
+)
+def test_tiles_that_a_layer_lacks_are_empty_in_a_way_that_json_knows(
+    name: str, trace: int, values: dict[str, object]
+) -> None:
+    tiles = [z for row in still(name, **values).figure.data[trace].z for z in row]
+    assert None in tiles
+    assert all(z is None or np.isfinite(z) for z in tiles)
+
+
 @pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
 def test_first_pictures_are_the_same_every_time(make: Callable[..., Explorer]) -> None:
     assert make(live=False).figure.to_json() == make(live=False).figure.to_json()

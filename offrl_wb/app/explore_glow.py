@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ROUNDS', 'ROOM', 'WORLDS', 'SWITCH', 'C_ALPHAS', 'C_BETAS', 'WORLD_KEYS', 'GLOW_KEYS', 'PLAYER', 'FINEST', 'Line',
-           'PLAYED', 'TILES', 'PARTS', 'GAMMAS', 'CURVE_WORLDS', 'CURVE_ACTIONS', 'CURVE_LAYERS', 'CURVE_C_ALPHAS',
-           'CURVE_C_BETAS', 'CURVE_SEEDS', 'CHECKPOINTS', 'CURVE_FOLDER', 'world_of', 'played_run', 'function_name',
+           'PLAYED', 'PANELS', 'TILES', 'PARTS', 'GAMMAS', 'CURVE_WORLDS', 'CURVE_ACTIONS', 'CURVE_LAYERS',
+           'CURVE_C_ALPHAS', 'CURVE_C_BETAS', 'CURVE_SEEDS', 'CHECKPOINTS', 'world_of', 'played_run', 'function_name',
            'pair_name', 'world_controls', 'learner_controls', 'round_control', 'run_of', 'turns', 'forth', 'back',
            'LifeBars', 'thinned', 'spans', 'bars', 'strip', 'strips', 'statistics_before', 'relative_errors',
            'life_bars', 'life_figure', 'add_life_traces', 'add_round_traces', 'draw_life', 'draw_bars', 'draw_tests',
@@ -17,8 +17,7 @@ __all__ = ['ROUNDS', 'ROOM', 'WORLDS', 'SWITCH', 'C_ALPHAS', 'C_BETAS', 'WORLD_K
            'gamma_figure', 'add_curve_traces', 'add_gamma_lines', 'draw_gamma', 'describe_gamma', 'explore_gamma',
            'main']
 
-# %% ../../nbs/app/15_explore_glow.ipynb #fd950a3e
-import os
+# %% ../../nbs/app/15_explore_glow.ipynb #e9594d74
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -235,7 +234,7 @@ def bars(alive: np.ndarray) -> Line:
     rows = [np.full(len(line), float(row)) for row, line in enumerate(lines)]
     return np.concatenate(lines), np.concatenate(rows)
 
-# %% ../../nbs/app/15_explore_glow.ipynb #0c5dcd54
+# %% ../../nbs/app/15_explore_glow.ipynb #87882ecb
 def strip(row: int, edges: np.ndarray, share: np.ndarray) -> Line:
     """A step-shaped area around `row`, as thick as `share` `(B,)` between `edges` `(B + 1,)`."""
     x, half = np.repeat(edges, 2)[1:-1], 0.2 * np.repeat(share, 2)
@@ -245,7 +244,7 @@ def strip(row: int, edges: np.ndarray, share: np.ndarray) -> Line:
 
 
 def strips(chosen: np.ndarray, rows: np.ndarray, functions: int) -> Line:
-    """How often each of the functions `rows` was played in the run `chosen` `(T,)`, as one outline."""
+    """How often each of `rows` was played in the run `chosen` `(T,)`, as one outline."""
     pieces = min(len(chosen), max(40, 400 // functions))
     edges = np.linspace(0, len(chosen), pieces + 1).round() + 0.5
     none = np.array([np.nan], dtype=np.float32)
@@ -307,7 +306,7 @@ def life_bars(**values: Any) -> LifeBars:
         relative_errors(run, statistics, t),
     )
 
-# %% ../../nbs/app/15_explore_glow.ipynb #c56ef2f0
+# %% ../../nbs/app/15_explore_glow.ipynb #1f7f009a
 PLAYED = {"loses reward": "imitation", "loses nothing": "empirical_best"}
 
 
@@ -317,24 +316,27 @@ def life_figure() -> go.Figure:
     figure = new_figure(
         "Life bars: one row a value function over the rounds, pale while it is in the confidence "
         "set, dark where it is played, Q* shaded; regret below; promises and errors on the right",
-        height=600,
+        height=660,
         title=heading("Who is still believed?"),
-        xaxis=dict(title_text="round t", domain=[0, 0.64], anchor="y2"),
-        yaxis=dict(domain=[0.36, 0.95], showgrid=False),
-        yaxis2=dict(title_text="regret", domain=[0, 0.26], rangemode="tozero", nticks=5),
-        xaxis2=dict(title_text="promise", domain=[0.67, 0.81], anchor="y", nticks=4),
+        xaxis=dict(title_text="round t", domain=[0, 0.64]),
+        yaxis=dict(domain=[0.42, 0.97], showgrid=False),
+        xaxis2=dict(title_text="promise", domain=[0.68, 0.81], anchor="y", nticks=4),
         xaxis3=dict(
             title_text="error ÷ limit",
-            domain=[0.85, 1],
+            domain=[0.86, 1],
             anchor="y",
             range=[-0.6, 1.65],
             tickvals=[0, 1],
         ),
-        legend=dict(x=0.67, y=0.26, yanchor="top", orientation="v"),
+        xaxis4=dict(title_text="round t", anchor="y2"),
+        yaxis2=dict(
+            title_text="regret", domain=[0.04, 0.24], anchor="x4", rangemode="tozero", nticks=5
+        ),
+        legend_y=-0.09,
     )
     add_life_traces(figure)
     add_round_traces(figure)
-    marker = dict(type="line", xref="x", yref="paper", y0=0, y1=0.95, layer="below")
+    marker = dict(type="line", xref="x", yref="y domain", y0=0, y1=1, layer="below")
     figure.add_shape(**marker, line=dict(color=COLOURS["truth"], width=1))
     row = dict(type="rect", xref="paper", x0=0, x1=1, yref="y", layer="below", line_width=0)
     figure.add_shape(**row, fillcolor=COLOURS["empirical_best"], opacity=0.13)
@@ -374,30 +376,24 @@ def add_life_traces(figure: go.Figure) -> None:
         marker=dict(color=COLOURS["truth"], symbol="diamond", size=11),
     )
 
-# %% ../../nbs/app/15_explore_glow.ipynb #6c9e4ea3
+# %% ../../nbs/app/15_explore_glow.ipynb #a556d293
 def add_round_traces(figure: go.Figure) -> None:
     """Regret below the bars; promises and errors of the marked round beside them."""
-    hover = "after round %{x}: %{y:.1f}<extra></extra>"
+    below = dict(xaxis="x4", yaxis="y2", hovertemplate="after round %{x}: %{y:.1f}<extra></extra>")
     figure.add_scatter(
-        mode="lines",
-        yaxis="y2",
-        name="regret so far",
-        hovertemplate=hover,
-        line=dict(color=COLOURS["truth"], width=2.5),
+        mode="lines", name="regret so far", line=dict(color=COLOURS["truth"], width=2.5), **below
     )
     figure.add_scatter(
         mode="lines",
-        yaxis="y2",
         name="had round 1 been repeated",
-        hoverinfo="skip",
         line=dict(color=COLOURS["guide"], dash="dot", width=1.5),
+        **below,
     )
     figure.add_scatter(
         mode="markers",
-        yaxis="y2",
         showlegend=False,
-        hovertemplate=hover,
         marker=dict(color=COLOURS["truth"], symbol="diamond", size=9),
+        **below,
     )
     for symbol in ("circle", "circle-open"):  # in the set, out of it
         figure.add_scatter(
@@ -416,7 +412,7 @@ def add_round_traces(figure: go.Figure) -> None:
         textposition="none",
     )
 
-# %% ../../nbs/app/15_explore_glow.ipynb #67559ac4
+# %% ../../nbs/app/15_explore_glow.ipynb #66b74ba6
 def draw_life(figure: go.Figure, life: LifeBars) -> None:
     """Put `LifeBars` into the figure of `life_figure`."""
     functions, rounds, t = life.alive.shape[1], len(life.alive), life.round - 1
@@ -433,7 +429,7 @@ def draw_life(figure: go.Figure, life: LifeBars) -> None:
     line.x0 = line.x1 = life.round
     star = -9 if life.optimal is None else life.optimal
     row.y0, row.y1 = star - 0.5, star + 0.5
-    figure.layout.xaxis.range = [0, rounds + 1]
+    figure.layout.xaxis.range = figure.layout.xaxis4.range = [0, rounds + 1]
     figure.layout.yaxis.range = [functions - 0.4, -0.6]
     figure.layout.yaxis.tickvals, figure.layout.yaxis.ticktext = list(range(functions)), life.names
     figure.layout.yaxis.tickfont.size = min(14, max(8, 230 // functions))
@@ -471,7 +467,7 @@ def draw_tests(figure: go.Figure, life: LifeBars) -> None:
     margin = 0.1 * max(high - low, 0.1)
     figure.layout.xaxis2.range = [low - margin, high + margin]
 
-# %% ../../nbs/app/15_explore_glow.ipynb #67aec12f
+# %% ../../nbs/app/15_explore_glow.ipynb #71dd57de
 def describe_life(values: dict[str, Any], life: LifeBars) -> str:
     """In plain words: who is played in the marked round and why, and what the run cost."""
     t, total = life.round - 1, life.regret.sum()
@@ -480,11 +476,10 @@ def describe_life(values: dict[str, Any], life: LifeBars) -> str:
     loss = life.regret[t]
     cost = "loses nothing" if loss <= 1e-9 else f"loses {loss:.2g}"
     dropped = 0 if life.optimal is None else int((~life.alive[:, life.optimal]).sum())
-    star = (
-        "Q* stays in the set throughout"
-        if not dropped
-        else (f"Q* is missing in {dropped:,} rounds ({dropped / len(life.alive):.1%})")
-    )
+    star = "Q* stays in the set throughout"
+    if dropped:
+        rounds = f"{dropped:,} round{'s' if dropped > 1 else ''}"
+        star = f"Q* is missing in {rounds} ({dropped / len(life.alive):.1%})"
     return (
         f"Round {life.round:,}: {state}, {life.names[life.chosen[t]]} is played and {cost}. "
         f"Regret after {len(life.alive):,} rounds: {total:.0f}; {star}."
@@ -569,16 +564,15 @@ def ratios_of_round(**values: Any) -> Ratios:
         problem.coverability.value,
     )
 
-# %% ../../nbs/app/15_explore_glow.ipynb #88888d5b
+# %% ../../nbs/app/15_explore_glow.ipynb #a6df55d4
+PANELS = ("policy played", "any policy: largest", "potential", "visits clipped")
 TILES = [[0, "#F1F1F1"], [0.1, "#DCEAF4"], [1, COLOURS["lcb"]]]  # of log10 w, "not visited" first
 
 
 def ratio_layout() -> dict[str, Any]:
     """Axes of `ratio_figure`: tiles above, potential and clipped share below."""
-    tiles = dict(
-        title_text="pairs of state and action", showgrid=False, showticklabels=False, ticks=""
-    )
-    upper, lower = dict(domain=[0.57, 0.91], showgrid=False), dict(domain=[0.1, 0.42], nticks=5)
+    tiles = dict(showgrid=False, showticklabels=False, ticks="")
+    upper, lower = dict(domain=[0.58, 0.92], showgrid=False), dict(domain=[0.1, 0.45], nticks=5)
     rounds = dict(title_text="round t", type="log", dtick=1)
     bar = dict(
         title="w",
@@ -594,11 +588,9 @@ def ratio_layout() -> dict[str, Any]:
         xaxis2=dict(domain=[0.5, 0.96], anchor="y2", **tiles),
         yaxis2=dict(anchor="x2", showticklabels=False, ticks="", **upper),
         xaxis3=dict(domain=[0, 0.44], anchor="y3", **rounds),
-        yaxis3=dict(title_text="potential", anchor="x3", **lower),
+        yaxis3=dict(anchor="x3", **lower),
         xaxis4=dict(domain=[0.55, 0.99], anchor="y4", **rounds),
-        yaxis4=dict(
-            title_text="clipped so far", anchor="x4", range=[0, 1.05], tickformat=".0%", **lower
-        ),
+        yaxis4=dict(anchor="x4", range=[0, 1.05], tickformat=".0%", **lower),
         coloraxis=dict(colorscale=TILES, cmin=-0.6, colorbar=bar),
     )
 
@@ -611,7 +603,7 @@ def ratio_figure() -> go.Figure:
         "clipped tiles framed; below, the running potential, its bound, and the share of visits "
         "clipped",
         height=600,
-        title=heading("Clipping is rarely felt"),
+        title=heading("Ratios: the clipped ones are framed"),
         legend_y=-0.06,
         **ratio_layout(),
     )
@@ -619,13 +611,10 @@ def ratio_figure() -> go.Figure:
     add_potential_traces(figure)
     return figure
 
-# %% ../../nbs/app/15_explore_glow.ipynb #70390bfd
+# %% ../../nbs/app/15_explore_glow.ipynb #3315e45e
 def add_tile_traces(figure: go.Figure) -> None:
-    """The two upper panels: tiles and frames, and what each panel is."""
-    for axis, what in (
-        ("", "ratios in round t, of the policy played"),
-        ("2", "the largest of any policy (framed: clipped)"),
-    ):
+    """The two upper panels, tiles and frames, and what each of the four panels is."""
+    for axis in ("", "2"):
         where = dict(xaxis=f"x{axis}", yaxis=f"y{axis}")
         figure.add_heatmap(
             coloraxis="coloraxis",
@@ -644,11 +633,12 @@ def add_tile_traces(figure: go.Figure) -> None:
             line=dict(color=COLOURS["imitation"], width=3),
             **where,
         )
+    for axis, what in zip(("", "2", "3", "4"), PANELS, strict=True):
         figure.add_annotation(
             xref=f"x{axis} domain",
             yref=f"y{axis} domain",
             x=0,
-            y=1.02,
+            y=1.01,
             xanchor="left",
             yanchor="bottom",
             showarrow=False,
@@ -702,13 +692,14 @@ def draw_ratios(figure: go.Figure, ratios: Ratios) -> None:
     figure.layout.xaxis3.range = figure.layout.xaxis4.range = [-0.05, np.log10(rounds) + 0.05]
     figure.layout.coloraxis.cmax = max(1.0, float(np.log10(rounds)))
 
-# %% ../../nbs/app/15_explore_glow.ipynb #8b09a671
+# %% ../../nbs/app/15_explore_glow.ipynb #a452ce79
 def draw_tiles(figure: go.Figure, first: int, weights: np.ndarray, ratios: Ratios) -> None:
     """Tiles in trace `first`, and in the next a frame around each that the clip changes."""
     tiles, frames = figure.data[first : first + 2]
     layers, columns = weights.shape
     with np.errstate(divide="ignore"):
-        tiles.z = np.maximum(np.log10(weights), -0.6)
+        heights = np.maximum(np.log10(weights), -0.6)
+    tiles.z = np.where(np.isnan(heights), None, heights)  # JSON has no nan
     tiles.x, tiles.y = np.arange(columns), np.arange(1, layers + 1)
     tiles.text = [[tile_text(w) if columns <= 12 else "" for w in row] for row in weights]
     tiles.customdata = [
@@ -778,7 +769,7 @@ def decomposition_of(**values: Any) -> Decomposition:
     parts = np.column_stack(regret_decomposition(run))
     return Decomposition(t, parts, run.regret, function_name(instance.names[run.chosen[t - 1]]))
 
-# %% ../../nbs/app/15_explore_glow.ipynb #da29ded9
+# %% ../../nbs/app/15_explore_glow.ipynb #db2e69d3
 def decomposition_figure() -> go.Figure:
     """The empty picture. Traces: 0-2 running parts, 3 regret, 4 marker, 5 bars of one round."""
     figure = new_figure(
@@ -788,7 +779,7 @@ def decomposition_figure() -> go.Figure:
         title=heading("Where regret comes from"),
         xaxis=dict(title_text="round t", domain=[0, 0.64]),
         yaxis=dict(title_text="sum up to round t", domain=[0.02, 0.93]),
-        xaxis2=dict(domain=[0.74, 1], anchor="y2", tickangle=0, showgrid=False),
+        xaxis2=dict(domain=[0.75, 1], anchor="y2", tickangle=0, tickfont_size=12, showgrid=False),
         yaxis2=dict(title_text="in round t alone", domain=[0.02, 0.93], anchor="x2"),
         legend_y=-0.17,
     )
@@ -831,7 +822,7 @@ def add_part_traces(figure: go.Figure) -> None:
         cliponaxis=False,
         marker_color=[*map(COLOURS.get, PARTS.values()), COLOURS["truth"]],
         textposition="outside",
-        x=["clipped<br>error", "clipping<br>loss", "optimism<br>gap", "regret"],
+        x=["error", "loss", "gap", "regret"],
     )
 
 # %% ../../nbs/app/15_explore_glow.ipynb #1e378a3d
@@ -877,7 +868,7 @@ def explore_decomposition(live: bool | None = None) -> Explorer:
         live,
     )
 
-# %% ../../nbs/app/15_explore_glow.ipynb #d7850a7b
+# %% ../../nbs/app/15_explore_glow.ipynb #e914208b
 GAMMAS = (
     *(0.0005, 0.0007, 0.001, 0.002, 0.003, 0.005, 0.007, 0.01, 0.02, 0.03, 0.05, 0.07),
     *(0.1, 0.2, 0.3, 0.5, 0.7, 1.0),
@@ -894,7 +885,7 @@ CHECKPOINTS = (300, 1000, ROUNDS)
 def curve_tasks() -> list[dict[str, Any]]:
     """Every curve of the picture, as plain settings."""
     return [
-        dict(world=world, actions=actions, c_alpha=c_alpha, c_beta=c_beta)
+        dict(world=world, actions=actions, c_alpha=c_alpha, c_beta=c_beta, seeds=CURVE_SEEDS)
         for world in CURVE_WORLDS
         for actions in CURVE_ACTIONS
         for c_alpha in CURVE_C_ALPHAS
@@ -902,48 +893,29 @@ def curve_tasks() -> list[dict[str, Any]]:
     ]
 
 
-def curve_records(
-    task: dict[str, Any], gammas: tuple[float, ...] = GAMMAS, seeds: int = CURVE_SEEDS
-) -> "pl.DataFrame":
+def curve_records(task: dict[str, Any], seed: int) -> "pl.DataFrame":
     """The runs of one curve: regret at the checkpoints, and the share of rounds without Q*."""
     from offrl_wb.core.records import Records
 
     records = Records("glow", task | {"rounds": ROUNDS, "layers": CURVE_LAYERS})
     problem = world_of(task["world"], task["actions"], CURVE_LAYERS)[1]
-    for gamma in gammas:
+    for gamma in GAMMAS:
         learner = GLOW(gamma, c_alpha=task["c_alpha"], c_beta=task["c_beta"])
-        for seed in range(seeds):
-            run = run_online(problem, learner, ROUNDS, seed)
-            where = dict(world=task["world"], dataset=f"gamma={gamma:g}", seed=seed)
-            for step, regret in zip(
-                CHECKPOINTS, run.regret.cumsum()[np.array(CHECKPOINTS) - 1], strict=True
-            ):
-                records.add(metric="regret", value=regret, step=step, **where)
+        for each in range(seed, seed + task["seeds"]):
+            run = run_online(problem, learner, ROUNDS, each)
+            where = dict(world=task["world"], dataset=f"gamma={gamma:g}", seed=each)
+            running = run.regret.cumsum()
+            for step in CHECKPOINTS:
+                records.add(metric="regret", value=running[step - 1], step=step, **where)
             records.add(metric="missing", value=run.optimal_lost, step=ROUNDS, **where)
     return records.frame()
 
-# %% ../../nbs/app/15_explore_glow.ipynb #72496cc8
-CURVE_FOLDER = ".glow_gamma"
 
-
-def run_curves(
-    folder: str | Path = CURVE_FOLDER,
-    tasks: list[dict[str, Any]] | None = None,
-    report: Callable[[str], None] = print,
-    **sizes: Any,
-) -> "pl.DataFrame":
+def run_curves(folder: Path, workers: int) -> "pl.DataFrame":
     """The records of all curves; those that `folder` holds already are not run again."""
-    import polars as pl
+    from offrl_wb.core.scale_runs import run_tasks
 
-    from offrl_wb.core.records import load_records, parameters_hash, save_records
-
-    tasks = curve_tasks() if tasks is None else tasks
-    files = {Path(folder) / f"{parameters_hash(task | sizes)}.parquet": task for task in tasks}
-    for number, (path, task) in enumerate(files.items(), 1):
-        if not path.exists():
-            save_records(curve_records(task, **sizes), path)
-            report(f"{number}/{len(files)} {task}")
-    return pl.concat([load_records(path) for path in files])
+    return run_tasks(curve_records, curve_tasks(), folder, workers=workers)
 
 # %% ../../nbs/app/15_explore_glow.ipynb #5a8feb6c
 @lru_cache(maxsize=1)
@@ -978,7 +950,7 @@ class GammaCurve(NamedTuple):
     paper: float  # the paper's gamma
     here: float  # the marked gamma
 
-# %% ../../nbs/app/15_explore_glow.ipynb #a8eb2e91
+# %% ../../nbs/app/15_explore_glow.ipynb #38e88344
 def own_errors(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """The largest on-policy residual of each function in one layer `(F,)`, and its loss `(F,)`."""
     residual = on_cells(bellman_residuals(problem.mdp, problem.functions), problem.cells)
@@ -993,6 +965,7 @@ def gamma_curve_of(
     curves, key = committed_curves(), (world, actions, c_alpha, c_beta)
     problem = world_of(world, actions, CURVE_LAYERS)[1]
     errors, losses = own_errors(problem)
+    promised = problem.functions.values[:, 0] @ problem.mdp.initial
     log_term = GLOW(0.1).log_term(problem, ROUNDS)
     log_classes = np.log(len(problem.policy_of) * len(problem.policies) / 0.1)
     fine = np.geomspace(GAMMAS[0], GAMMAS[-1], 200)
@@ -1007,7 +980,7 @@ def gamma_curve_of(
         curves[*key, "missing"],
         predicted,
         rounds,
-        float(losses.max() if world == "chains" else problem.optimum - 0.25) * rounds,
+        float(losses[promised >= promised.max() - 1e-9].mean()) * rounds,
         float(errors[losses > 1e-9].min() / (c_beta * log_term)),
         theorem_gamma(problem.coverability.value, ROUNDS, log_classes),
         gamma,
@@ -1096,7 +1069,7 @@ def add_gamma_lines(figure: go.Figure) -> None:
             font_size=12,
         )
 
-# %% ../../nbs/app/15_explore_glow.ipynb #cf599e6e
+# %% ../../nbs/app/15_explore_glow.ipynb #8cfdfc82
 def draw_gamma(figure: go.Figure, curve: GammaCurve) -> None:
     """Put a `GammaCurve` into the figure of `gamma_figure`."""
     band, line, predicted, ceiling, marker, missing, below = figure.data
@@ -1122,7 +1095,8 @@ def draw_gamma(figure: go.Figure, curve: GammaCurve) -> None:
         note.xanchor = "right" if place == min(curve.wall, curve.paper) else "left"
     figure.layout.xaxis.range = ends
     figure.layout.yaxis.range = [0, 1.12 * max(curve.ceiling, float(curve.regret.max()))]
-    figure.layout.yaxis2.range = [0, max(0.01, 1.2 * float(without.max()))]
+    most = max(0.01, 1.2 * float(without.max()))
+    figure.layout.yaxis2.range = [-0.08 * most, most]
 
 
 def describe_gamma(values: dict[str, Any], curve: GammaCurve) -> str:
@@ -1159,21 +1133,12 @@ def explore_gamma(live: bool | None = None) -> Explorer:
     committed_curves()  # read once, now rather than under the first move
     return Explorer(gamma_figure(), controls, gamma_curve_of, draw_gamma, describe_gamma, live=live)
 
-# %% ../../nbs/app/15_explore_glow.ipynb #2857c452
+# %% ../../nbs/app/15_explore_glow.ipynb #34b8ed40
 def main() -> int:
-    """`python -m offrl_wb.app.explore_glow [FOLDER]`: make the committed records; resumable."""
-    from offrl_wb.core.records import notebooks_folder, save_records
+    """`python -m offrl_wb.app.explore_glow [FOLDER [WORKERS]]`: make the committed records."""
+    from offrl_wb.core.scale_runs import scale_command
 
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else CURVE_FOLDER)
-    try:
-        frame = run_curves(folder, report=lambda line: print(line, flush=True))
-        target = notebooks_folder() / "app" / "records" / "glow_gamma.parquet"
-        save_records(frame, target)
-    except InputError as problem:
-        print(f"explore_glow: {problem}", file=sys.stderr)
-        return 2
-    print(f"{frame.height} records in {target}; {os.path.getsize(target)} bytes")
-    return 0
+    return scale_command("glow_gamma", run_curves, ".glow_gamma")
 
 
 if __name__ == "__main__" and "__file__" in globals():

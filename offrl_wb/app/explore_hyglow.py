@@ -35,7 +35,7 @@ from offrl_wb.theory.hyglow import (
 from ..worlds.layered import Instance, completeness_trap, decoy_chains
 from ..worlds.tabular import occupancy_horizon
 
-# %% ../../nbs/app/16_explore_hyglow.ipynb #d24417d1
+# %% ../../nbs/app/16_explore_hyglow.ipynb #d0a30b80
 ROUNDS = 400
 WORLDS = {"completeness trap": "trap", "decoy chains": "chains"}
 COLLECTORS = {"FQI (as Hy-Q does)": "fqi", "HyGLOW": "hyglow"}
@@ -53,14 +53,14 @@ def instance_of(world: str, actions: int) -> tuple[Instance, Problem]:
 
 @lru_cache(maxsize=64)
 def hybrid_run(
-    world: str, actions: int, learner: FQI | MABO, offline: bool, seed: int
+    world: str, actions: int, learner: MABO | None, offline: bool, seed: int
 ) -> HybridRun:
-    """A run of `ROUNDS` rounds of one learner on hybrid data, or on its own data only."""
+    """A run of `ROUNDS` rounds of HyGLOW's learner, or (None) of FQI, with or without old data."""
     problem = instance_of(world, actions)[1]
     old = offline_tuples(problem, ROUNDS, seed) if offline else None
-    return h2o_reduction(problem, learner, old, ROUNDS, seed)
+    return h2o_reduction(problem, FQI() if learner is None else learner, old, ROUNDS, seed)
 
-# %% ../../nbs/app/16_explore_hyglow.ipynb #17e32283
+# %% ../../nbs/app/16_explore_hyglow.ipynb #2045e427
 class Round(NamedTuple):
     """One round seen by both learners, and the runs of both up to there."""
 
@@ -81,10 +81,10 @@ class Round(NamedTuple):
 
 STEPS = {
     "1 the data": 1,
-    "2 FQI, last layer": 2,
-    "3 FQI, back to layer 1": 3,
-    "4 HyGLOW, whole functions": 4,
-    "5 what is played": 5,
+    "2 FQI, last": 2,
+    "3 FQI, first": 3,
+    "4 HyGLOW": 4,
+    "5 played": 5,
 }
 
 # %% ../../nbs/app/16_explore_hyglow.ipynb #9bd1a5b4
@@ -129,7 +129,7 @@ def joint_choice(instance: Instance, fqi: RegressionRound) -> int | None:
     same = np.flatnonzero((instance.tables == np.stack(pieces)).all(axis=(1, 2, 3)))
     return int(same[0]) if len(same) else None
 
-# %% ../../nbs/app/16_explore_hyglow.ipynb #10f55a21
+# %% ../../nbs/app/16_explore_hyglow.ipynb #0efe6bef
 def compare_round(
     world: str,
     actions: int,
@@ -148,7 +148,7 @@ def compare_round(
     learner = MABO(gamma, c_alpha, clip, penalty)
     runs = {
         name: hybrid_run(world, actions, each, offline, seed)
-        for name, each in (("fqi", FQI()), ("hyglow", learner))
+        for name, each in (("fqi", None), ("hyglow", learner))
     }
     data = runs[collector].data(round)
     fqi = fqi_round(data)
@@ -169,7 +169,7 @@ def compare_round(
         joint_choice(instance, fqi),
     )
 
-# %% ../../nbs/app/16_explore_hyglow.ipynb #9ee94857
+# %% ../../nbs/app/16_explore_hyglow.ipynb #5fe77fde
 BLUE, ORANGE = COLOURS["lcb"], COLOURS["imitation"]
 PALE = {BLUE: "#A9CDE4", ORANGE: "#F0BC96"}
 TILES = [[0, "#F4F4F4"], [0.02, "#E4E4E4"], [1, "#8C8C8C"]]  # of log10 (1 + tuples)
@@ -185,11 +185,9 @@ def round_figure() -> go.Figure:
         title=heading("One layer at a time, or all at once?"),
         xaxis=dict(showgrid=False, showticklabels=False, ticks="", anchor="y"),
         yaxis=dict(title_text="layer", domain=[0.79, 0.95], showgrid=False, dtick=1),
-        xaxis2=dict(title_text="mean squared error", domain=[0.03, 0.46], anchor="y2", nticks=6),
+        xaxis2=dict(title_text="squared error", domain=[0.03, 0.46], anchor="y2", nticks=6),
         yaxis2=dict(domain=[0.28, 0.7], anchor="x2", showgrid=False, ticks=""),
-        xaxis3=dict(
-            title_text="worst weighted error − penalty", domain=[0.57, 1], anchor="y3", nticks=6
-        ),
+        xaxis3=dict(title_text="weighted error", domain=[0.57, 1], anchor="y3", nticks=6),
         yaxis3=dict(domain=[0.28, 0.7], anchor="x3", showgrid=False, ticks=""),
         xaxis4=dict(title_text="round t", anchor="y4"),
         yaxis4=dict(
@@ -200,8 +198,8 @@ def round_figure() -> go.Figure:
     add_comparison_traces(figure)
     for x, y, text in (
         (0, 0.955, "tuples in the data"),
-        (0, 0.705, "FQI, layer by layer"),
-        (0.52, 0.705, "HyGLOW, whole functions"),
+        (0, 0.705, "FQI: layer by layer"),
+        (0.52, 0.705, "HyGLOW: as a whole"),
     ):
         figure.add_annotation(
             xref="paper",
@@ -272,7 +270,7 @@ def add_regret_traces(figure: go.Figure) -> None:
         **where,
     )
 
-# %% ../../nbs/app/16_explore_hyglow.ipynb #9ec9332e
+# %% ../../nbs/app/16_explore_hyglow.ipynb #cc364efb
 def draw_round(figure: go.Figure, seen: Round) -> None:
     """Put a `Round` into the figure of `round_figure`; what comes after its step stays empty."""
     draw_data(figure, seen)
@@ -299,7 +297,8 @@ def draw_data(figure: go.Figure, seen: Round) -> None:
     counts = np.where(
         seen.tiles >= 0, np.take_along_axis(flat, np.maximum(seen.tiles, 0), axis=1), np.nan
     )
-    tiles.z, tiles.zmax = np.log10(1 + counts), np.log10(2 * max(2, seen.data.size))
+    heights = np.where(np.isnan(counts), None, np.log10(1 + counts))  # JSON has no nan
+    tiles.z, tiles.zmax = heights, np.log10(2 * max(2, seen.data.size))
     tiles.x, tiles.y = np.arange(columns), np.arange(1, layers + 1)
     gap = "<br>" if layers < 3 else ": "
     tiles.text = [
@@ -451,7 +450,7 @@ def last_layer_step(seen: Round) -> str:
         "pairs without data counts in the next step."
     )
 
-# %% ../../nbs/app/16_explore_hyglow.ipynb #1e4e61c8
+# %% ../../nbs/app/16_explore_hyglow.ipynb #1bcdf360
 def first_layer_step(seen: Round) -> str:
     """Step 3: FQI's choices further back, and the targets they come from."""
     fqi, first = seen.fqi, seen.layer_names[0]
@@ -499,7 +498,7 @@ def played_step(seen: Round) -> str:
     lost = seen.regret.sum(axis=1)
     return (
         f"{'; '.join(both)}; the best earns {seen.optimum:.2f}. Over {seen.regret.shape[1]} rounds "
-        f"of its own run FQI loses {lost[0]:.1f}, HyGLOW {lost[1]:.1f}."
+        f"of its own run FQI loses {lost[0]:.3g}, HyGLOW {lost[1]:.3g}."
     )
 
 # %% ../../nbs/app/16_explore_hyglow.ipynb #d7aec2a7

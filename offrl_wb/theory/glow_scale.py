@@ -8,7 +8,7 @@ __all__ = ['DELTA', 'LAZY', 'REPLICAS', 'LOCKS', 'SLIPPING', 'MODEL_WEIGHTS_AT_M
            'hybrid_regret', 'episodes_to', 'run_lock', 'scale_tasks', 'rows_of', 'run_task', 'run_scale',
            'scale_records', 'main']
 
-# %% ../../nbs/theory/08_glow_scale.ipynb #2db3fc32
+# %% ../../nbs/theory/08_glow_scale.ipynb #e998c638
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,17 +22,25 @@ from offrl_wb.theory.glow import (
     GOLF,
     LITERAL,
     PRACTICAL,
+    Learner,
     RandomFunction,
     run_online,
     theorem_gamma,
 )
-from .hyglow import FQI, MABO, MaximumLikelihood, h2o_reduction, offline_tuples
+from offrl_wb.theory.hyglow import (
+    FQI,
+    MABO,
+    MaximumLikelihood,
+    Share,
+    h2o_reduction,
+    offline_tuples,
+)
 from ..worlds.layered import Instance, decoy_chains, lock_family
 
 if TYPE_CHECKING:
     import polars as pl
 
-# %% ../../nbs/theory/08_glow_scale.ipynb #7db2e3c6
+# %% ../../nbs/theory/08_glow_scale.ipynb #9ccce71c
 DELTA = 0.1
 
 
@@ -47,7 +55,7 @@ def run_rate(task: dict[str, Any], seed: int) -> np.ndarray:
     problem = make_problem(instance.mdp, instance.tables)
     gamma = theorem_gamma(problem.coverability.value, task["rounds"], log_classes(problem))
     constants = LITERAL if task["constants"] == "literal" else PRACTICAL
-    learner = GLOW(min(1.0, gamma), DELTA, **constants)
+    learner = GLOW(min(1.0, gamma), DELTA, constants["c_alpha"], constants["c_beta"])
     rounds, growth = int(task["rounds"]), task["growth"]
     runs = [
         run_online(problem, learner, rounds, 1000 * seed + replica, growth=growth)
@@ -108,14 +116,14 @@ def lock_tasks() -> list[dict[str, Any]]:
                     tasks.append(lock | dict(method=method, rounds=rounds, replicas=REPLICAS))
     return tasks
 
-# %% ../../nbs/theory/08_glow_scale.ipynb #6c3c8b38
+# %% ../../nbs/theory/08_glow_scale.ipynb #acc85edc
 def online_regret(
     instance: Instance, problem: Problem, method: str, rounds: int, seed: int
 ) -> np.ndarray:
     """Regret of each round, `(rounds,)`, of a method without offline data."""
     gamma = theorem_gamma(problem.coverability.value, rounds, log_classes(problem))
     models = instance.models or ()
-    learners = {
+    learners: dict[str, Learner] = {
         "GLOW": GLOW(gamma, DELTA),
         "GLOW, weights of models": GLOW(gamma, DELTA, weights="models", models=models),
         "GOLF": GOLF(DELTA),
@@ -156,7 +164,7 @@ def hybrid_regret(
     offline = None
     if not method.endswith("without offline data"):
         offline = offline_tuples(problem, rounds, seed)
-    share = "all" if method == "Hy-Q" else "prefix"
+    share: Share = "all" if method == "Hy-Q" else "prefix"
     return h2o_reduction(problem, learners[method](), offline, rounds, seed, share).regret
 
 # %% ../../nbs/theory/08_glow_scale.ipynb #77cba4fe
