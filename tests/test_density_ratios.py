@@ -30,6 +30,7 @@ from offrl_wb.theory.density_ratios import (
     model_occupancies,
     model_weights,
     on_cells,
+    on_pairs,
     population_statistics,
     potential_terms,
     residual_sums,
@@ -59,8 +60,8 @@ class Small:
     def __init__(self, seed, horizon, states, actions, functions, size, noise, policies=3):
         self.generator = np.random.default_rng([seed, 3])
         self.mdp = random_world(seed, horizon, states, actions, noise)
-        self.tables = random_tables(self.mdp, functions, seed)
-        self.problem = make_problem(self.mdp, self.tables)
+        self.problem = make_problem(self.mdp, random_tables(self.mdp, functions, seed))
+        self.tables = self.problem.functions.tables  # 0 where no episode can be
         self.lists = as_lists(self.tables)
         self.data: list = [[] for _ in range(horizon)]
         self.played: list = []
@@ -860,6 +861,53 @@ def test_a_class_or_behaviour_for_another_world_is_refused():
         make_problem(chains.mdp, chains.tables[..., :2])
     with pytest.raises(InputError, match=r"behaviour has shape \(3, 3\): pass \(2, 3, 3\)"):
         make_problem(chains.mdp, chains.tables, np.ones((3, 3)) / 9)
+
+
+def absorbing_goal() -> FiniteHorizonMDP:
+    """State 0, then 1, then the goal 2, which pays 1 in every layer that one is in it."""
+    transition = np.zeros((3, 3, 2, 3))
+    transition[:, [0, 1, 2], :, [1, 2, 2]] = 1
+    reward = np.zeros((3, 3, 2))
+    reward[:, 2] = 1
+    return FiniteHorizonMDP(np.array([1.0, 0, 0]), transition, reward, "goal")
+
+
+def test_values_count_only_where_an_episode_or_the_offline_data_can_be():
+    mdp = absorbing_goal()
+    best = plan_horizon(mdp).action_values
+    assert best.max() == 3  # from a start in the goal, which no episode has
+    nonsense = best.copy()
+    nonsense[0, 1:], nonsense[1, 2] = -7, 5
+    problem = make_problem(mdp, np.stack([best / 2, nonsense, best]))
+    assert problem.optimal == 1
+    assert np.array_equal(problem.met, np.eye(3))
+    assert np.array_equal(problem.functions.tables[1][problem.met], best[problem.met])
+    assert np.array_equal(problem.functions.tables[2], np.minimum(best, 1))
+    offline = np.zeros_like(best)
+    offline[[0, 1, 2], [0, 1, 1], 0] = 1  # in the last layer, of a state that no policy meets there
+    covered = make_problem(mdp, best[None], offline)
+    assert (covered.met != problem.met).sum() == 1
+    assert covered.met[2, 1]
+    offline[1] = 0
+    offline[1, 2, 0] = 1  # of the goal in layer 1, which is worth 2 there
+    with pytest.raises(InputError, match="layer 1, state 2, action 0 has the value 2"):
+        make_problem(mdp, best[None], offline)
+
+
+@many
+@given(small=smalls())
+def test_values_on_cells_go_back_to_their_pairs(small):
+    problem, extra = small.problem, np.arange(3.0)
+    for p, policy in enumerate(problem.policies):
+        filled = on_pairs(problem, problem.occupancies[p][..., None] * extra)
+        assert np.array_equal(filled, occupancy_horizon(problem.mdp, policy)[..., None] * extra)
+
+
+@pytest.mark.parametrize("models", [(), (absorbing_goal(), decoy_chains(3, 3).mdp)])
+def test_models_of_another_world_are_refused(models):
+    problem = make_problem(absorbing_goal(), np.zeros((1, 3, 3, 2)))
+    with pytest.raises(InputError, match=r"needs one at least|model 1 has layers"):
+        model_occupancies(models, problem)
 
 
 @pytest.mark.parametrize("entry", [np.nan, -0.1, 0.7])

@@ -765,6 +765,7 @@ def test_functions_outside_the_unit_interval_are_refused():
         ({"models": (CHAINS.mdp,)}, "pass models exactly where"),
         ({"fallback": "first"}, "fallback is 'first'"),
         ({"episodes_per_round": 0}, "episodes_per_round is 0"),
+        ({"episodes_per_round": float("inf")}, "episodes_per_round is inf"),
     ],
 )
 def test_unusable_constants_of_glow_are_refused(change, message):
@@ -773,7 +774,8 @@ def test_unusable_constants_of_glow_are_refused(change, message):
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"delta": 0.0}, "delta"), ({"beta": -1.0}, "beta is -1")]
+    ("change", "message"),
+    [({"delta": 0.0}, "delta"), ({"beta": -1.0}, "beta is -1"), ({"fallback": "all"}, "fallback")],
 )
 def test_unusable_constants_of_golf_are_refused(change, message):
     with pytest.raises(InputError, match=message):
@@ -783,15 +785,20 @@ def test_unusable_constants_of_golf_are_refused(change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rounds": 0}, "a run needs 1 round"),
-        ({"block": 0}, "a run needs 1 round"),
+        ({"rounds": 0}, "rounds is 0: pass a whole number of 1 or more"),
+        ({"rounds": float("nan")}, "rounds is nan"),
+        ({"rounds": float("inf")}, "rounds is inf"),
+        ({"block": 0}, "block is 0"),
+        ({"block": 2.5}, "block is 2.5"),
+        ({"learner": RandomFunction(0)}, "episodes_per_round is 0"),
+        ({"learner": GOLF(episodes_per_round=1.5)}, "episodes_per_round is 1.5"),
         ({"growth": -0.1}, "growth is -0.1"),
         ({"ties": "last"}, "ties is 'last'"),
     ],
 )
 def test_unusable_settings_of_a_run_are_refused(change, message):
     with pytest.raises(InputError, match=message):
-        run_online(CHAINS, GOLF(), **{"rounds": 5} | change)
+        run_online(CHAINS, **{"learner": GOLF(), "rounds": 5} | change)
 
 
 def test_importing_the_chapter_is_quick_and_pulls_in_nothing_heavy():

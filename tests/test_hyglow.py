@@ -65,6 +65,7 @@ from offrl_wb.worlds.tabular import FiniteHorizonMDP, occupancy_horizon, plan_ho
 TRAP = completeness_trap()
 TRAPPED = make_problem(TRAP.mdp, TRAP.tables, TRAP.behaviour)
 OLD = offline_tuples(TRAPPED, 400)
+CHAINS = decoy_chains(3, 3)
 SEEDS = st.integers(0, 10**6)
 
 
@@ -274,7 +275,12 @@ def test_what_is_no_learner_or_no_policy_is_refused_in_one_line(wrong, said):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (dict(rounds=0), "1 round or more"),
+        (dict(rounds=0), "rounds is 0: pass a whole number of 1 or more"),
+        (dict(rounds=2.5), "rounds is 2.5"),
+        (dict(rounds=float("nan")), "rounds is nan"),
+        (dict(learner=MaximumLikelihood(())), "needs one at least"),
+        (dict(learner=MaximumLikelihood((CHAINS.mdp,))), "model 0 has layers, states and actions"),
+        (dict(learner=MABO(weights="models", models=(CHAINS.mdp,))), "model 0 has layers"),
         (dict(rounds=401), "401 rounds use 401 offline tuples a layer: found 400"),
         (dict(share="half"), "'prefix' or 'all'"),
         (dict(offline=Episodes(*(np.zeros((5, 3), int),) * 4), rounds=5), "shape"),
@@ -461,6 +467,39 @@ def test_weights_inside_the_true_model_are_the_oracles():
     assert np.allclose(hybrid_weights(online, (problem.mdp,)), hybrid_weights(online))
 
 
+def test_inside_models_the_behaviour_counts_for_the_old_tuples_and_nothing_else():
+    outsider = np.full((2, 2, 10), 0.1)  # the policy of round 1 is none of the class
+
+    def check(data: HybridData, old: int, new: int) -> None:
+        assert (data.old, data.statistics.played.sum()) == (old, new)
+        made = np.tensordot(data.statistics.played, data.problem.occupancies, axes=1)
+        mean = (old * data.problem.behaviour + made) / max(old + new, 1)
+        weights = hybrid_weights(data, (TRAP.mdp,))
+        seen = (data.problem.occupancies > 0) & (mean > 0)
+        expected = data.problem.occupancies / np.where(mean > 0, mean, 1)
+        assert np.allclose(weights[seen], expected[seen])
+        assert np.isinf(weights[(data.problem.occupancies > 0) & (mean == 0)]).all()
+
+    for offline in (OLD, None):
+        run = h2o_reduction(TRAPPED, random_function, offline, 12, first=outsider)
+        check(run.data(12), 0 if offline is None else 11, 10)
+        check(run.data(1), 0, 0)
+    counted = run.data(12)
+    only = HybridData(counted.problem, counted.statistics._replace(size=np.float64(30)), 12)
+    assert only.old == 20  # where only counts exist, what no policy of the class made is old
+
+
+def test_a_box_has_no_weights_to_be_listed():
+    data = random_run(TRAPPED, 0, 5).data(5)
+    with pytest.raises(InputError, match="the weights of a box cannot be listed"):
+        hyglow_round(data, MABO(weights="box"))
+
+
+def test_no_old_tuples_are_enough_to_be_asked():
+    none = Episodes(*(column[:0] for column in OLD))
+    assert len(offline_only(TRAPPED, MABO(), none, 5).regret) == 5
+
+
 def test_without_data_nothing_is_preferred_and_infinite_weights_do_no_harm():
     empty = HybridData(every_pair(TRAPPED), empty_statistics(every_pair(TRAPPED)), 1)
     for learner in (MABO(), MABO(clip=False), MABO(weights="box"), MABO(clip=False, penalty=False)):
@@ -548,7 +587,7 @@ def test_likelihoods_are_sums_over_tuples(seed, noise):
     models = perturbed_models(problem.mdp, 5, 0.5, seed)
     data = random_run(problem, seed).data(30)
     learner, tuples = MaximumLikelihood(models), both(data)
-    layers = layer_models(models, tuple(data.problem.cells.tolist()))
+    layers = layer_models(models, data.problem)
     for h, found in enumerate(learner.likelihoods(data)):
         x, a, r, following = (column[:, h] for column in tuples)
         for total, member in zip(found, layers[h].members, strict=True):

@@ -295,7 +295,7 @@ def test_every_named_world_is_sound(name: str, sizes: dict[str, Any]) -> None:
     assert optimal is not None
     assert instance.tables.shape == (len(instance.names), *mdp.reward.shape)
     assert (instance.tables[optimal] == plan_horizon(mdp).action_values).all()
-    assert find_table(mdp, instance.tables) == optimal
+    assert find_table(mdp, instance.tables, possible_states(mdp)) == optimal
     assert ((instance.tables >= 0) & (instance.tables <= 1)).all()
     assert mdp.noise == "bernoulli"
     assert largest_return(mdp) == 1

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'Fallback', 'LITERAL', 'PRACTICAL', 'Weights', 'Errors', 'Judge', 'CHUNK', 'NUMBERS_AT_ONCE',
            'one_moment', 'promised_values', 'Verdict', 'settle', 'pick', 'Thresholds', 'thresholds', 'log_weight_count',
-           'log_every_mixture', 'class_log_term', 'error_finder', 'Learner', 'GLOW', 'check_glow', 'layer_functions',
-           'squared_loss_excess', 'GOLF', 'RandomFunction', 'chunk_of_uniforms', 'round_uniforms', 'play_rounds', 'Run',
-           'largest_block', 'check_run', 'run_online', 'counted_statistics', 'run_lazily', 'past_occupancies',
-           'clip_limits', 'Terms', 'layer_terms', 'Decomposition', 'regret_decomposition', 'potential',
-           'potential_bound', 'RatioTable', 'ratio_table', 'Spans', 'alive_spans', 'gamma_curve', 'visits_to_refute',
-           'theorem_gamma', 'rounds_to_shrink', 'ProofTrace', 'proof_trace']
+           'log_every_mixture', 'class_log_term', 'error_finder', 'Learner', 'GLOW', 'check_glow', 'check_fallback',
+           'layer_functions', 'squared_loss_excess', 'GOLF', 'RandomFunction', 'chunk_of_uniforms', 'round_uniforms',
+           'play_rounds', 'Run', 'largest_block', 'check_run', 'run_online', 'counted_statistics', 'run_lazily',
+           'past_occupancies', 'clip_limits', 'Terms', 'layer_terms', 'Decomposition', 'regret_decomposition',
+           'potential', 'potential_bound', 'RatioTable', 'ratio_table', 'Spans', 'alive_spans', 'gamma_curve',
+           'visits_to_refute', 'theorem_gamma', 'rounds_to_shrink', 'ProofTrace', 'proof_trace']
 
-# %% ../../nbs/theory/06_glow.ipynb #970c317d
+# %% ../../nbs/theory/06_glow.ipynb #d48d971f
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -34,13 +34,20 @@ from offrl_wb.theory.density_ratios import (
     model_occupancies,
     model_weights,
     on_cells,
+    on_pairs,
     potential_terms,
     residual_sums,
     signed_clip,
     take,
     worst_errors,
 )
-from ..worlds.layered import Episodes, draw_counts, draw_episodes
+from offrl_wb.worlds.layered import (
+    Episodes,
+    draw_counts,
+    draw_episodes,
+    empty_episodes,
+    whole_number,
+)
 from ..worlds.tabular import FiniteHorizonMDP
 
 # %% ../../nbs/theory/06_glow.ipynb #a73006b8
@@ -173,7 +180,7 @@ def error_finder(
 
     return find
 
-# %% ../../nbs/theory/06_glow.ipynb #98e28c55
+# %% ../../nbs/theory/06_glow.ipynb #3c26ab62
 Judge = Callable[[Statistics, np.ndarray], Verdict]
 
 
@@ -255,13 +262,16 @@ def check_glow(learner: GLOW) -> None:
         )
     if (learner.weights == "models") != bool(learner.models):
         raise InputError("pass models exactly where weights is 'models'")
-    if learner.fallback not in ("least", "random"):
-        raise InputError(f"fallback is {learner.fallback!r}: pass 'least' or 'random'")
-    each = learner.episodes_per_round
-    if each < 1 or each != int(each):
-        raise InputError(f"episodes_per_round is {each}: pass a whole number of 1 or more")
+    check_fallback(learner.fallback)
+    whole_number(learner.episodes_per_round, 1, "episodes_per_round")
 
-# %% ../../nbs/theory/06_glow.ipynb #2a970fa7
+
+def check_fallback(fallback: str) -> None:
+    """Raise `InputError` for an unknown way out of an empty set."""
+    if fallback not in get_args(Fallback):
+        raise InputError(f"fallback is {fallback!r}: pass 'least' or 'random'")
+
+# %% ../../nbs/theory/06_glow.ipynb #5e2bf5f1
 def layer_functions(problem: Problem) -> list[np.ndarray]:
     """The distinct functions of each layer on the cells: H arrays `(Z, G)`."""
     layers = range(problem.mdp.horizon)
@@ -293,8 +303,8 @@ def squared_loss_excess(
 class GOLF:
     """Optimism over the functions whose squared loss is close to the best in each layer.
 
-    `beta` defaults to `log(|F| T H / delta)`. Raises `InputError` for a delta outside (0, 1) or a
-    negative beta.
+    `beta` defaults to `log(|F| T H / delta)`. Raises `InputError` for a delta outside (0, 1), a
+    negative beta, or an unknown fallback.
     """
 
     delta: float = 0.1
@@ -308,6 +318,7 @@ class GOLF:
             raise InputError(f"delta is {self.delta}: pass a number in (0, 1)")
         if self.beta is not None and not self.beta >= 0:
             raise InputError(f"beta is {self.beta}: pass 0 or more")
+        check_fallback(self.fallback)
 
     def start(self, problem: Problem, rounds: int) -> Judge:
         """See `Learner`."""
@@ -357,24 +368,23 @@ def round_uniforms(seed: int, first: int, count: int, columns: int) -> np.ndarra
     start = first - numbers[0] * CHUNK
     return rows[start : start + count]
 
-# %% ../../nbs/theory/06_glow.ipynb #b8432358
+# %% ../../nbs/theory/06_glow.ipynb #b0e70434
 def play_rounds(problem: Problem, policies: np.ndarray, uniforms: np.ndarray) -> Statistics:
     """Statistics after 1, 2, ... N rounds of `policies` `(N,)`; `uniforms` `(N, K, 1 + 3 H)`."""
     count, each, columns = uniforms.shape
     layers = problem.mdp.horizon
-    drawn = Episodes(*(np.empty((count, each, layers), kind) for kind in (int, int, float, int)))
+    drawn, numbers = empty_episodes(count * each, layers), uniforms.reshape(-1, columns)
     for policy in np.unique(policies):
-        rows = policies == policy
-        numbers = uniforms[rows].reshape(-1, columns)
-        part = draw_episodes(problem.mdp, problem.policies[policy], numbers)
-        for whole, some in zip(drawn, part, strict=True):
-            whole[rows] = some.reshape(-1, each, layers)
+        rows = np.repeat(policies == policy, each)
+        part = draw_episodes(problem.mdp, problem.policies[policy], numbers[rows])
+        for column, some in zip(drawn, part, strict=True):
+            column[rows] = some
     nowhere = np.zeros(problem.occupancies.shape[1:])
     if each == 1:
-        flat = Episodes(*(part[:, 0] for part in drawn))
-        running = episode_statistics(problem, flat, nowhere, running=True)
+        running = episode_statistics(problem, drawn, nowhere, running=True)
     else:
-        rounds = [Episodes(*(part[row] for part in drawn)) for row in range(count)]
+        starts = range(0, count * each, each)
+        rounds = [Episodes(*(part[row : row + each] for part in drawn)) for row in starts]
         apart = [episode_statistics(problem, one, nowhere) for one in rounds]
         running = Statistics(*(np.cumsum(parts, axis=0) for parts in zip(*apart, strict=True)))
     played = (policies[:, None] == np.arange(len(problem.policies))).cumsum(axis=0)
@@ -426,7 +436,7 @@ class Run:
             return float("nan")
         return float(~self.alive[:, self.problem.optimal] @ self.length / self.rounds)
 
-# %% ../../nbs/theory/06_glow.ipynb #7b74f887
+# %% ../../nbs/theory/06_glow.ipynb #b0f82615
 NUMBERS_AT_ONCE = 4_000_000  # a block is kept so small that no array holds more numbers
 
 
@@ -438,10 +448,11 @@ def largest_block(problem: Problem, learner: Learner) -> int:
     return max(1, NUMBERS_AT_ONCE // (problem.mdp.horizon * each))
 
 
-def check_run(rounds: int, block: int, growth: float, ties: str) -> None:
+def check_run(learner: Learner, rounds: int, block: int, growth: float, ties: str) -> None:
     """Raise `InputError` for settings of a run that make no sense."""
-    if rounds < 1 or block < 1 or rounds != int(rounds):
-        raise InputError(f"a run needs 1 round and blocks of 1 or more: found {rounds}, {block}")
+    counts = {"rounds": rounds, "block": block, "episodes_per_round": learner.episodes_per_round}
+    for name, count in counts.items():
+        whole_number(count, 1, name)
     if not 0 <= growth < np.inf:
         raise InputError(f"the schedule's growth is {growth}: pass 0 (every round) or more")
     if ties not in ("random", "first"):
@@ -462,7 +473,8 @@ def run_online(
     `block`: rounds that are tried at once; the run does not depend on it. With `growth` above 0 it
     is a lazy run: see `run_lazily`. Raises `InputError` for settings that make no sense.
     """
-    check_run(rounds, block, growth, ties)
+    check_run(learner, rounds, block, growth, ties)
+    rounds, block = int(rounds), int(block)
     if growth > 0:
         return run_lazily(problem, learner, rounds, seed, growth, ties)
     judge, each = learner.start(problem, rounds), learner.episodes_per_round
@@ -626,7 +638,7 @@ def potential_bound(run: Run) -> np.ndarray:
     """`5 C_cov log t` at the last round of each update, `(U,)`; it holds from the second on."""
     return 5 * run.problem.coverability.value * np.log(run.first + run.length - 1)
 
-# %% ../../nbs/theory/06_glow.ipynb #3739057f
+# %% ../../nbs/theory/06_glow.ipynb #9a6149d3
 class RatioTable(NamedTuple):
     """The ratios of one round's policy, on all pairs: `(H, S, A)` each."""
 
@@ -647,10 +659,8 @@ def ratio_table(run: Run, round_number: int, gamma: float | None = None) -> Rati
     total = past + d
     ratios = round_number * d / np.where(total > 0, total, 1.0)
     limit = clip_limits(run, gamma)[update] / run.first[update] * round_number
-    whole = np.zeros((3, problem.mdp.horizon, problem.mdp.reward[0].size))
-    whole[:, :, problem.cells] = ratios, ratios > limit, past / max(round_number - 1, 1)
-    shaped = whole.reshape(3, *problem.mdp.reward.shape)
-    return RatioTable(shaped[0], shaped[1] > 0, shaped[2])
+    parts = ratios, ratios > limit, past / max(round_number - 1, 1)
+    return RatioTable(*(on_pairs(problem, part) for part in parts))
 
 # %% ../../nbs/theory/06_glow.ipynb #f8ddb52d
 class Spans(NamedTuple):

@@ -12,7 +12,7 @@ __all__ = ['Share', 'WeightClass', 'BLOCK', 'IMPOSSIBLE', 'Method', 'HybridData'
            'squared_losses', 'hy_q', 'RegressionRound', 'target_squares', 'fqi_round', 'exact_return', 'MinimaxRound',
            'hyglow_round', 'HybridCoverage', 'hybrid_coverage', 'cc_bound', 'regret_traces', 'reduced']
 
-# %% ../../nbs/theory/07_hyglow.ipynb #5686c5fc
+# %% ../../nbs/theory/07_hyglow.ipynb #364f64e6
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -24,21 +24,30 @@ from ..core.errors import InputError
 from ..core.random import argmax_random_ties, stream
 from ..data.coverage import coverability, single_policy_concentrability
 from offrl_wb.theory.density_ratios import (
+    TIE,
     Problem,
     Statistics,
     add,
     box_errors,
     cell_numbers,
+    check_models,
     clipped_concentrability,
     data_weights,
     empty_statistics,
     episode_statistics,
     model_occupancies,
     on_cells,
+    on_pairs,
     residual_sums,
     signed_clip,
 )
-from ..worlds.layered import Episodes, draw_episodes, draw_tuples
+from offrl_wb.worlds.layered import (
+    Episodes,
+    draw_episodes,
+    draw_tuples,
+    empty_episodes,
+    whole_number,
+)
 from offrl_wb.worlds.tabular import (
     FiniteHorizonMDP,
     horizon_table,
@@ -46,7 +55,7 @@ from offrl_wb.worlds.tabular import (
     plan_horizon,
 )
 
-# %% ../../nbs/theory/07_hyglow.ipynb #4b23544f
+# %% ../../nbs/theory/07_hyglow.ipynb #e224af0f
 @dataclass(frozen=True, eq=False)
 class HybridData:
     """The data of one round: `statistics` on the problem's cells, and the tuples `(n, H)` behind.
@@ -72,12 +81,16 @@ class HybridData:
         """Tuples in each layer, old and new together."""
         return int(self.statistics.size)
 
+    @property
+    def old(self) -> int:
+        """Offline tuples in each layer; of bare counts, those that no policy of the class made."""
+        if self.offline is not None:
+            return len(self.offline.states)
+        return 0 if self.online is not None else self.size - int(self.statistics.played.sum())
+
     def dense(self, values: np.ndarray) -> np.ndarray:
         """`values` `(H, Z, ...)` of the cells as `(H, S, A, ...)`, 0 for other pairs."""
-        shape = self.problem.mdp.reward.shape
-        full = np.zeros((shape[0], shape[1] * shape[2], *values.shape[2:]))
-        full[:, self.problem.cells] = values
-        return full.reshape(*shape, *values.shape[2:])
+        return on_pairs(self.problem, values)
 
     @property
     def visits(self) -> np.ndarray:
@@ -94,7 +107,7 @@ class HybridData:
         """How often each pair led where, `(H, S, A, S)`; those of the last layer mean nothing."""
         return self.dense(self.statistics.moves)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #0ef1fafc
+# %% ../../nbs/theory/07_hyglow.ipynb #bcfcdf74
 @lru_cache(maxsize=32)
 def every_pair(problem: Problem) -> Problem:
     """The same problem with all pairs in play that any policy, or the behaviour, ever visits."""
@@ -106,22 +119,21 @@ def every_pair(problem: Problem) -> Problem:
         return problem
     behaviour = None
     if problem.behaviour is not None:
-        behaviour = np.zeros((shape[0], reached.size))
-        behaviour[:, problem.cells] = problem.behaviour
-        behaviour = behaviour[:, cells]
+        behaviour = on_cells(on_pairs(problem, problem.behaviour), cells)
     occupancies = on_cells(occupancy_horizon(mdp, problem.policies), cells)
     return replace(problem, cells=cells, occupancies=occupancies, behaviour=behaviour)
 
 
 def offline_tuples(problem: Problem, rounds: int, seed: int = 0) -> Episodes:
-    """`rounds` offline tuples of every layer from the problem's behaviour, `(rounds, H)`."""
-    mdp = problem.mdp
+    """`rounds` offline tuples of every layer from the problem's behaviour, `(rounds, H)`.
+
+    Raises `InputError` for a problem without behaviour, or a number of rounds that is none.
+    """
     if problem.behaviour is None:
         raise InputError("this problem has no behaviour: pass one to make_problem, `(H, S, A)`")
-    full = np.zeros((mdp.horizon, mdp.reward[0].size))
-    full[:, problem.cells] = problem.behaviour
-    uniforms = stream(seed, "offline").random((rounds, mdp.horizon, 4))
-    return draw_tuples(mdp, full.reshape(mdp.reward.shape), uniforms)
+    count = whole_number(rounds, 0, "the number of offline tuples")
+    uniforms = stream(seed, "offline").random((count, problem.mdp.horizon, 4))
+    return draw_tuples(problem.mdp, on_pairs(problem, problem.behaviour), uniforms)
 
 # %% ../../nbs/theory/07_hyglow.ipynb #9552e8ba
 class Tally:
@@ -318,11 +330,10 @@ def count_tuples(
         total = add(total, fresh._replace(density=density, played=played))
     return total
 
-# %% ../../nbs/theory/07_hyglow.ipynb #20379a42
+# %% ../../nbs/theory/07_hyglow.ipynb #9e722e82
 def check_run(problem: Problem, offline: Episodes | None, rounds: int, share: str) -> None:
     """Raise `InputError` for a run that cannot be made."""
-    if rounds < 1:
-        raise InputError(f"a run has 1 round or more: found {rounds}")
+    whole_number(rounds, 1, "rounds")
     if share not in ("prefix", "all"):
         raise InputError(f"share is 'prefix' or 'all': found {share!r}")
     if offline is None:
@@ -373,7 +384,7 @@ def finish(
         stage.problem, tuple(stage.policies), *evaluated, chosen, online, offline, share, seed
     )
 
-# %% ../../nbs/theory/07_hyglow.ipynb #e3046db3
+# %% ../../nbs/theory/07_hyglow.ipynb #3ba1b41e
 def h2o_reduction(
     problem: Problem,
     learner: Any,
@@ -393,9 +404,10 @@ def h2o_reduction(
     """
     problem, fit = every_pair(problem), fitting(learner)
     check_run(problem, offline, rounds, share)
+    rounds = int(rounds)
     stage, tally, chosen = Stage(problem, rounds, seed), Tally(problem), np.empty(rounds, dtype=int)
     places, moves = (np.empty(0),) * 2 if offline is None else places_of(problem, offline)
-    online = Episodes(*(np.empty((rounds, problem.mdp.horizon), k) for k in (int, int, float, int)))
+    online = empty_episodes(rounds, problem.mdp.horizon)
     if offline is not None and share == "all":
         tally.load(count_tuples(problem, offline, None))
     for row in range(rounds):
@@ -409,7 +421,7 @@ def h2o_reduction(
             tally.parts.density[...] += problem.behaviour
     return finish(stage, chosen, online, offline, share, seed)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #47f5741c
+# %% ../../nbs/theory/07_hyglow.ipynb #9398e052
 WeightClass = Literal["oracle", "models", "box"]
 
 
@@ -419,18 +431,18 @@ def hybrid_weights(
     """`d^pi / mu` of the problem's policies, `(P, H, Z)`; with `models` inside each, `(M P, H, Z)`.
 
     `mu` is the average distribution of the data. Inside a model the online part is what the model
-    says that the policies played have visited; the offline part is the known behaviour (to which
-    tuples of policies outside the class are counted). Infinite where `mu` is 0.
+    says that the policies played have visited, and the offline part is the known behaviour; tuples
+    of policies outside the class are left out of the average. Infinite where `mu` is 0.
     """
-    problem, statistics, size = data.problem, data.statistics, max(data.size, 1)
+    problem, statistics = data.problem, data.statistics
     if models is None:
-        return data_weights(problem.occupancies, statistics.density / size)
+        return data_weights(problem.occupancies, statistics.density / max(data.size, 1))
     inside = occupancies_inside(models, problem)
-    online = np.tensordot(statistics.played, inside.swapaxes(0, 1), axes=1)  # (M, H, Z)
-    old = data.size - statistics.played.sum()
+    known = np.tensordot(statistics.played, inside.swapaxes(0, 1), axes=1)  # (M, H, Z)
     if problem.behaviour is not None:
-        online = online + old * problem.behaviour
-    ratios = data_weights(inside, online / size)
+        known = known + data.old * problem.behaviour
+    size = data.old + statistics.played.sum()
+    ratios = data_weights(inside, known / max(size, 1))
     return ratios.reshape(-1, *ratios.shape[2:])
 
 
@@ -486,7 +498,7 @@ def smallest(values: np.ndarray, data: HybridData, tolerance: float = 1e-10) -> 
     tied = np.flatnonzero(values <= values.min() + tolerance)
     return int(tied[0] if len(tied) == 1 else tied[int(data.generator.random() * len(tied))])
 
-# %% ../../nbs/theory/07_hyglow.ipynb #f2bbd062
+# %% ../../nbs/theory/07_hyglow.ipynb #48ca0dfe
 @dataclass(frozen=True)
 class MABO:
     """Minimax average Bellman optimisation over a finite class, clipped and regularised (MABO.CR).
@@ -515,7 +527,11 @@ class MABO:
         return limit if self.clip else np.inf, self.c_alpha / limit if self.penalty else 0.0
 
     def usable(self, data: HybridData) -> np.ndarray:
-        """The weights `(W, H, Z)` after clipping; infinite ones that are left become 0."""
+        """The weights `(W, H, Z)` after clipping; infinite ones that are left become 0.
+
+        That is a convention of ours for `clip=False`: an oracle's infinite weight lies where there
+        are no data; inside a model it may meet data that the model calls impossible.
+        """
         weights, limit = hybrid_weights(data, self.models), self.scales(data)[0]
         clipped = signed_clip(weights, limit)
         return clipped if self.clip else np.where(np.isinf(clipped), 0.0, clipped)
@@ -533,7 +549,7 @@ class MABO:
         chosen = smallest(self.objective(data), data)
         return data.problem.functions.policies[chosen]
 
-# %% ../../nbs/theory/07_hyglow.ipynb #71c2d585
+# %% ../../nbs/theory/07_hyglow.ipynb #299f9c5b
 def check_mabo(learner: "MABO") -> None:
     """Raise `InputError` for settings that make no sense."""
     if not (0 < learner.gamma < np.inf and 0 <= learner.c_alpha < np.inf):
@@ -541,7 +557,7 @@ def check_mabo(learner: "MABO") -> None:
         raise InputError(f"gamma must be above 0 and c_alpha 0 or more: {found}")
     if learner.weights not in ("oracle", "models", "box"):
         raise InputError(f"weights are 'oracle', 'models' or 'box': found {learner.weights!r}")
-    if (learner.weights == "models") != (learner.models is not None):
+    if (learner.weights == "models") != bool(learner.models) or learner.models == ():
         raise InputError("pass models with weights='models', and only then")
     if learner.weights == "box" and not learner.clip:
         raise InputError("a box has a side: weights='box' needs clip=True")
@@ -605,14 +621,14 @@ class FQI:
         chosen, classes = regress(data)[2], layer_classes(data.problem)
         return np.stack([c.actions[g] for c, g in zip(classes, chosen, strict=True)])
 
-# %% ../../nbs/theory/07_hyglow.ipynb #7513ac7c
+# %% ../../nbs/theory/07_hyglow.ipynb #98728ab7
 IMPOSSIBLE = -1e9  # stands for the logarithm of 0
 
 
 def safe_log(probabilities: np.ndarray) -> np.ndarray:
-    """Logarithms, with `IMPOSSIBLE` for those of 0."""
+    """Logarithms, with `IMPOSSIBLE` for those of 0 (and below: 1 less a reward out of reach)."""
     with np.errstate(divide="ignore"):
-        return np.maximum(np.log(probabilities), IMPOSSIBLE)
+        return np.maximum(np.log(np.maximum(probabilities, 0)), IMPOSSIBLE)
 
 
 class LayerModels(NamedTuple):
@@ -626,13 +642,14 @@ class LayerModels(NamedTuple):
 
 
 @lru_cache(maxsize=16)
-def layer_models(
-    models: tuple[FiniteHorizonMDP, ...], cells: tuple[int, ...]
-) -> tuple[LayerModels, ...]:
-    """`M_h` of every layer, on the cells; the last layer's successors do not count."""
-    found, pairs = [], list(cells)
+def layer_models(models: tuple[FiniteHorizonMDP, ...], problem: Problem) -> tuple[LayerModels, ...]:
+    """`M_h` of every layer, on the problem's cells; the last layer's successors do not count.
+
+    Raises `InputError` without models, or for one of another shape than the world's.
+    """
+    check_models(models, problem.mdp)
+    found, pairs, states = [], problem.cells, problem.mdp.initial.size
     for layer in range(models[0].horizon):
-        states = models[0].initial.size
         moves = np.stack([m.transition[layer].reshape(-1, states)[pairs] for m in models])
         moves = moves.reshape(len(models), -1) * (layer + 1 < models[0].horizon)
         means = np.stack([m.reward[layer].reshape(-1)[pairs] for m in models])
@@ -643,7 +660,7 @@ def layer_models(
         found.append(LayerModels(members, logs, safe_log(means), safe_log(1 - means), means))
     return tuple(found)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #22afc3d0
+# %% ../../nbs/theory/07_hyglow.ipynb #f9669ec3
 @lru_cache(maxsize=4096)
 def plan_in(models: tuple[FiniteHorizonMDP, ...], chosen: tuple[int, ...]) -> np.ndarray:
     """The optimal actions `(H, S)` of the model whose layer h is that of `models[chosen[h]]`."""
@@ -665,7 +682,7 @@ class MaximumLikelihood:
     def likelihoods(self, data: HybridData) -> list[np.ndarray]:
         """Log-likelihood of the data under each distinct model of each layer, `(G_h,)`."""
         counts, found = data.statistics, []
-        for layer, each in enumerate(layer_models(self.models, tuple(data.problem.cells.tolist()))):
+        for layer, each in enumerate(layer_models(self.models, data.problem)):
             visits, rewards = counts.visits[layer], counts.rewards[layer]
             total = each.moves @ counts.moves[layer].reshape(-1)
             if self.models[0].noise == "bernoulli":
@@ -678,7 +695,7 @@ class MaximumLikelihood:
 
     def fit(self, data: HybridData) -> np.ndarray:
         """The optimal actions `(H, S)` of the most likely model."""
-        layers = layer_models(self.models, tuple(data.problem.cells.tolist()))
+        layers = layer_models(self.models, data.problem)
         chosen = tuple(
             int(layer.members[smallest(-total, data, 1e-7)])
             for layer, total in zip(layers, self.likelihoods(data), strict=True)
@@ -715,7 +732,7 @@ class CertaintyEquivalence:
         """The greedy policy `(H, S)` of `empirical_tables`."""
         return argmax_random_ties(empirical_tables(data, self.unseen), data.generator)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #37c1597c
+# %% ../../nbs/theory/07_hyglow.ipynb #55b99af7
 def random_function(data: HybridData) -> np.ndarray:
     """The greedy policy `(H, S)` of one of the functions, drawn at random."""
     policies = data.problem.functions.policies
@@ -734,7 +751,7 @@ def offline_only(
     """Learn once from all offline tuples `(n, H)`, then play that policy in every round."""
     wide = every_pair(problem)
     counts = count_tuples(wide, offline, None)
-    size = len(offline.states)
+    size = max(len(offline.states), 1)
     policy = fitting(learner)(HybridData(wide, counts, size, seed, offline))
     return h2o_reduction(problem, lambda data: policy, offline, rounds, seed, "all")
 
@@ -750,7 +767,7 @@ def hyglow(
     """HyGLOW: the reduction with MABO.CR. Source: Amortila et al. 2024, Algorithm 3."""
     return h2o_reduction(problem, MABO(gamma, c_alpha), offline, rounds, seed)
 
-# %% ../../nbs/theory/07_hyglow.ipynb #830250b9
+# %% ../../nbs/theory/07_hyglow.ipynb #00e58be0
 def squared_losses(
     candidates: np.ndarray, data: Episodes, layer: int, ahead: np.ndarray
 ) -> np.ndarray:
@@ -769,8 +786,9 @@ def hy_q(
     """
     problem = every_pair(problem)
     check_run(problem, offline, rounds, share)
+    rounds = int(rounds)
     stage, shape = Stage(problem, rounds, seed), problem.mdp.reward.shape
-    online = Episodes(*(np.empty((rounds, shape[0]), k) for k in (int, int, float, int)))
+    online = empty_episodes(rounds, shape[0])
     policy, chosen = np.zeros(shape[:2], dtype=int), np.empty(rounds, dtype=int)
     classes = [problem.functions.layer(layer)[0] for layer in range(shape[0])]
     for row in range(rounds):
@@ -786,7 +804,7 @@ def hy_q(
         for layer in reversed(range(shape[0])):
             losses = squared_losses(classes[layer], both, layer, ahead)
             winner = classes[layer][smallest(losses, nobody)]
-            layers.append((winner >= winner.max(axis=-1, keepdims=True) - 1e-12).argmax(axis=-1))
+            layers.append((winner >= winner.max(axis=-1, keepdims=True) - TIE).argmax(axis=-1))
             ahead = winner.max(axis=-1)
         policy = np.stack(layers[::-1])
     return finish(stage, chosen, online, offline, share, seed)
@@ -872,10 +890,15 @@ class MinimaxRound(NamedTuple):
     policy: np.ndarray  # (H, S)
     earned: float  # exact return of the policy
 
-# %% ../../nbs/theory/07_hyglow.ipynb #d4abd63f
+# %% ../../nbs/theory/07_hyglow.ipynb #331f5c9c
 def hyglow_round(data: HybridData, learner: MABO | None = None) -> MinimaxRound:
-    """What `MABO` (HyGLOW's defaults without a `learner`; not the box) does on `data`, in full."""
+    """What `MABO` (HyGLOW's defaults without a `learner`) does on `data`, in full.
+
+    Raises `InputError` for weights from the box, which are not listed.
+    """
     learner, problem = learner or MABO(), data.problem
+    if learner.weights == "box":
+        raise InputError("the weights of a box cannot be listed: pass 'oracle' or 'models'")
     sums, (limit, alpha) = residual_sums(problem, data.statistics), learner.scales(data)
     weights = learner.usable(data)
     errors, cost = joint_errors(data.statistics, sums, weights, alpha)

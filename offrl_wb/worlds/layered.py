@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENTRIES_AT_MOST', 'CODES_AT_MOST', 'Noise', 'REQUIRED_KEYS', 'OPTIONAL_KEYS', 'UNREADABLE', 'WORLDS', 'Instance',
-           'whole', 'check_entries', 'distribution_function', 'Slots', 'slots', 'Episodes', 'empty_episodes',
+           'whole_number', 'check_entries', 'distribution_function', 'Slots', 'slots', 'Episodes', 'empty_episodes',
            'draw_outcome', 'check_uniforms', 'choose_actions', 'draw_episodes', 'check_behaviour', 'draw_tuples',
            'split_counts', 'draw_counts', 'decoy_chains', 'chains_behaviour', 'completeness_trap', 'combination_lock',
            'lock_codes', 'noisy_optimal', 'lock_tables', 'lock_family', 'contextual_bandit', 'largest_return',
@@ -51,11 +51,11 @@ class Instance(NamedTuple):
     behaviour: np.ndarray | None = None
     models: tuple[FiniteHorizonMDP, ...] | None = None
 
-# %% ../../nbs/worlds/05_layered.ipynb #622ad428
+# %% ../../nbs/worlds/05_layered.ipynb #167b3222
 ENTRIES_AT_MOST = 100_000_000  # a world or class of more numbers is refused: 0.8 gigabytes
 
 
-def whole(value: float, least: int, what: str) -> int:
+def whole_number(value: float, least: int, what: str) -> int:
     """`value` as an int; `InputError` unless it is a whole number of `least` or more."""
     number = isinstance(value, int | float | np.integer | np.floating)
     if (
@@ -111,7 +111,7 @@ def slots(mdp: FiniteHorizonMDP) -> Slots:
     start = distribution_function(mdp.initial)
     return Slots(start, successors, probabilities, distribution_function(probabilities))
 
-# %% ../../nbs/worlds/05_layered.ipynb #e80d59f5
+# %% ../../nbs/worlds/05_layered.ipynb #a0d4a991
 class Episodes(NamedTuple):
     """`states`, `actions`, `rewards`, `next_states`, each `(N, H)`; row i is episode i.
 
@@ -214,7 +214,7 @@ def draw_tuples(mdp: FiniteHorizonMDP, behaviour: np.ndarray, uniforms: np.ndarr
             column[:, layer] = value
     return record
 
-# %% ../../nbs/worlds/05_layered.ipynb #0bb55715
+# %% ../../nbs/worlds/05_layered.ipynb #b0f2aec1
 def split_counts(
     counts: np.ndarray, probabilities: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
@@ -239,7 +239,7 @@ def draw_counts(
     `episodes` episodes, at a cost that does not grow with them. Raises `InputError` for a number
     of episodes that is not a whole number of 0 or more, or a policy that is none.
     """
-    episodes = whole(episodes, 0, "the number of episodes")
+    episodes = whole_number(episodes, 0, "the number of episodes")
     table, world = horizon_table(mdp, policy), slots(mdp)
     if table.ndim != 3:
         raise InputError(f"episodes follow one policy: found {np.shape(policy)}")
@@ -258,7 +258,7 @@ def draw_counts(
         rewards = visits * mdp.reward
     return moves.reshape(mdp.transition.shape), rewards
 
-# %% ../../nbs/worlds/05_layered.ipynb #376f028e
+# %% ../../nbs/worlds/05_layered.ipynb #ea4b9bf7
 def decoy_chains(actions: int = 5, horizon: int = 3, covered: Iterable[int] = ()) -> Instance:
     """Chains that look better than they are: one function is Q*, each other overrates one chain.
 
@@ -267,7 +267,7 @@ def decoy_chains(actions: int = 5, horizon: int = 3, covered: Iterable[int] = ()
     chain j, rated .3 + .5 * 2^-(h-1) in layer h. `covered`: the chains that the behaviour takes,
     equally often. Raises `InputError` for sizes or chains that make no sense.
     """
-    actions, horizon = whole(actions, 2, "actions"), whole(horizon, 1, "horizon")
+    actions, horizon = whole_number(actions, 2, "actions"), whole_number(horizon, 1, "horizon")
     check_entries((horizon, actions, actions, actions), "a table of chains")
     transition = np.zeros((horizon, actions, actions, actions))
     transition[:, np.arange(actions), :, np.arange(actions)] = 1
@@ -298,7 +298,7 @@ def chains_behaviour(mdp: FiniteHorizonMDP, covered: tuple[int, ...]) -> np.ndar
     policy[0, 0] = np.isin(np.arange(mdp.initial.size), covered) / len(covered)
     return occupancy_horizon(mdp, policy)
 
-# %% ../../nbs/worlds/05_layered.ipynb #f1c8be5d
+# %% ../../nbs/worlds/05_layered.ipynb #2f1b2b82
 def completeness_trap(dummies: int = 9) -> Instance:
     """Two layers in which regression goes wrong for ever although Q* is in the class.
 
@@ -308,7 +308,7 @@ def completeness_trap(dummies: int = 9) -> Instance:
     F_2 holds Q* and the g_k that rate action k at x_2 as 1. The behaviour is the occupancy of the
     optimal policy. Raises `InputError` for fewer than one dummy.
     """
-    actions = whole(dummies, 1, "dummies") + 1
+    actions = whole_number(dummies, 1, "dummies") + 1
     check_entries((2 * actions, 2, 2, actions), "the class of the trap")
     transition = np.zeros((2, 2, actions, 2))
     transition[..., 1] = 1
@@ -327,7 +327,7 @@ def completeness_trap(dummies: int = 9) -> Instance:
     names = tuple(f"({'u' if i else 'Q*'}, {f'g{k}' if k else 'Q*'})" for i, k in pairs)
     return Instance(mdp, tables, 0, names, occupancy_horizon(mdp, optimal.actions))
 
-# %% ../../nbs/worlds/05_layered.ipynb #c8447d22
+# %% ../../nbs/worlds/05_layered.ipynb #195758fd
 def combination_lock(
     code: Sequence[int] | np.ndarray,
     actions: int,
@@ -342,7 +342,7 @@ def combination_lock(
     digit in the good state, else with probability `failure`. Raises `InputError` for a code that
     uses other actions, or probabilities that make no lock.
     """
-    actions, digits = whole(actions, 2, "actions"), np.asarray(code)
+    actions, digits = whole_number(actions, 2, "actions"), np.asarray(code)
     if digits.ndim != 1 or not digits.size or not np.isin(digits, np.arange(actions)).all():
         raise InputError(f"a code is a list of actions, 0 to {actions - 1}: found {code}")
     digits = digits.astype(int)
@@ -361,13 +361,13 @@ def combination_lock(
     name = f"lock({''.join(map(str, digits)) if actions <= 10 else '-'.join(map(str, digits))})"
     return FiniteHorizonMDP(np.array([1.0, 0]), transition, reward, name, "bernoulli")
 
-# %% ../../nbs/worlds/05_layered.ipynb #80ccaf39
+# %% ../../nbs/worlds/05_layered.ipynb #a3c04e71
 CODES_AT_MOST = 100_000  # a class of more codes is refused
 
 
 def lock_codes(horizon: int, actions: int) -> np.ndarray:
     """All codes `(A^H, H)`, the last digit fastest; `InputError` for more than `CODES_AT_MOST`."""
-    horizon, actions = whole(horizon, 1, "horizon"), whole(actions, 2, "actions")
+    horizon, actions = whole_number(horizon, 1, "horizon"), whole_number(actions, 2, "actions")
     if actions**horizon > CODES_AT_MOST:
         raise InputError(
             f"a lock of {horizon} digits and {actions} actions has {actions**horizon} codes, and"
@@ -470,7 +470,7 @@ def check_returns(mdp: FiniteHorizonMDP) -> None:
             f" rewards by {largest:.10g}"
         )
 
-# %% ../../nbs/worlds/05_layered.ipynb #d3aa0195
+# %% ../../nbs/worlds/05_layered.ipynb #e30307f2
 def perturbed_model(
     mdp: FiniteHorizonMDP, spread: float, generator: np.random.Generator, name: str
 ) -> FiniteHorizonMDP:
@@ -497,7 +497,7 @@ def perturbed_models(
     """
     if not 0 <= spread <= 1:
         raise InputError(f"the spread of models is {spread}: pass a number in [0, 1]")
-    count = whole(count, 1, "the number of models")
+    count = whole_number(count, 1, "the number of models")
     check_entries((count, *mdp.transition.shape), "a class of models")
     numbers = range(1, count)
     return mdp, *(
@@ -602,7 +602,7 @@ def distribution_rows(array: np.ndarray, key: str, axes: tuple[str, ...]) -> np.
         )
     return np.where(np.abs(totals - 1) > 1e-12, array / totals, array)
 
-# %% ../../nbs/worlds/05_layered.ipynb #361b64d8
+# %% ../../nbs/worlds/05_layered.ipynb #a727d7a0
 def count_layers(arrays: dict[str, np.ndarray]) -> int:
     """H, from `P`, from `R` or from the key `H`; `InputError` where they disagree or none says."""
     found = {}
@@ -611,7 +611,7 @@ def count_layers(arrays: dict[str, np.ndarray]) -> int:
     if arrays["R"].ndim == 3:
         found["R"] = len(arrays["R"])
     if "H" in arrays:
-        found["H"] = whole(float(real_numbers(arrays, "H", {0: "one number"})), 1, "H")
+        found["H"] = whole_number(float(real_numbers(arrays, "H", {0: "one number"})), 1, "H")
     if not found:
         raise InputError("neither P nor R has layers: say how many there are with a number H")
     if len(set(found.values())) > 1:
@@ -669,35 +669,39 @@ def behaviour_of(arrays: dict[str, np.ndarray], mdp: FiniteHorizonMDP) -> np.nda
     rows = distribution_rows(behaviour.reshape(mdp.horizon, -1), "nu", ("layer",))
     return rows.reshape(mdp.reward.shape)
 
-# %% ../../nbs/worlds/05_layered.ipynb #3c0e8a7d
-def possible_states(mdp: FiniteHorizonMDP) -> np.ndarray:
-    """Which states `(H, S)` some policy meets in each layer."""
-    possible = np.empty(mdp.reward.shape[:2], dtype=bool)
-    possible[0] = mdp.initial > 0
+# %% ../../nbs/worlds/05_layered.ipynb #e3808d9b
+def possible_states(mdp: FiniteHorizonMDP, behaviour: np.ndarray | None = None) -> np.ndarray:
+    """Which states `(H, S)` some policy, or a pair of `behaviour` `(H, S, A)`, meets."""
+    possible = np.zeros(mdp.reward.shape[:2], dtype=bool)
+    if behaviour is not None:
+        possible |= (behaviour > 0).any(axis=-1)
+    possible[0] |= mdp.initial > 0
     for layer in range(1, mdp.horizon):
         rows = mdp.transition[layer - 1][possible[layer - 1]]
-        possible[layer] = (rows > 0).any(axis=(0, 1))
+        possible[layer] |= (rows > 0).any(axis=(0, 1))
     return possible
 
 
-def find_table(mdp: FiniteHorizonMDP, tables: np.ndarray) -> int | None:
-    """Index of the first of `tables` `(F, H, S, A)` that is Q* to within 1e-9, None if none is."""
-    met = possible_states(mdp)
+def find_table(mdp: FiniteHorizonMDP, tables: np.ndarray, met: np.ndarray) -> int | None:
+    """Index of the first of `tables` `(F, H, S, A)` that is Q* to within 1e-9, None if none is.
+
+    Only the states `met` `(H, S)` count, as of `possible_states`.
+    """
     gaps = np.abs(tables[:, met] - plan_horizon(mdp).action_values[met]).max(axis=(1, 2))
     return int(np.argmax(gaps <= 1e-9)) if (gaps <= 1e-9).any() else None
 
 
-def check_functions(mdp: FiniteHorizonMDP, tables: np.ndarray) -> None:
-    """Raise `InputError` unless `tables` fit the world, with values in [0, 1] where it is met."""
+def check_functions(mdp: FiniteHorizonMDP, tables: np.ndarray, met: np.ndarray) -> None:
+    """Raise `InputError` unless `tables` fit the world, with values in [0, 1] in states `met`."""
     if tables.shape[1:] != mdp.reward.shape:
         shape = ", ".join(map(str, mdp.reward.shape))
         raise InputError(f"F has shape {tables.shape}: pass (F, {shape})")
-    outside = ((tables < -1e-9) | (tables > 1 + 1e-9)) & possible_states(mdp)[..., None]
+    outside = ((tables < -1e-9) | (tables > 1 + 1e-9)) & met[..., None]
     if outside.any():
         index = tuple(np.argwhere(outside)[0].tolist())
         raise InputError(f"F{list(index)} is {tables[index]:g}: values of functions lie in [0, 1]")
 
-# %% ../../nbs/worlds/05_layered.ipynb #40b83822
+# %% ../../nbs/worlds/05_layered.ipynb #f279f5d1
 def read_world(path: str | Path, models: int = 32, spread: float = 0.3, seed: int = 0) -> Instance:
     """The world of an npz file, with its function class and the distribution of offline pairs.
 
@@ -713,13 +717,14 @@ def read_world(path: str | Path, models: int = 32, spread: float = 0.3, seed: in
         if "F" not in arrays:
             return class_of_models(perturbed_models(mdp, models, spread, seed), covered)
         tables = real_numbers(arrays, "F", {4: "(F, H, S, A)"})
-        check_functions(mdp, tables)
+        met = possible_states(mdp, covered)
+        check_functions(mdp, tables, met)
         names = tuple(f"f{place}" for place in range(len(tables)))
-        return Instance(mdp, tables, find_table(mdp, tables), names, covered)
+        return Instance(mdp, tables, find_table(mdp, tables, met), names, covered)
     except InputError as problem:
         raise InputError(f"{path.name}: {problem}") from None
 
-# %% ../../nbs/worlds/05_layered.ipynb #1cd8dd70
+# %% ../../nbs/worlds/05_layered.ipynb #7c16b329
 def bandit_family(
     contexts: int = 4,
     actions: int = 3,
@@ -733,7 +738,7 @@ def bandit_family(
     The class is the Q* of `models` models around it; the behaviour is optimal with a share `noise`
     of uniform actions. Raises `InputError` for sizes or shares that make no sense.
     """
-    contexts, actions = whole(contexts, 1, "contexts"), whole(actions, 2, "actions")
+    contexts, actions = whole_number(contexts, 1, "contexts"), whole_number(actions, 2, "actions")
     check_entries((contexts, actions, contexts), "a contextual bandit")
     means = stream(seed, "contextual bandit").uniform(0.1, 0.9, size=(contexts, actions))
     mdp = contextual_bandit(np.full(contexts, 1 / contexts), means)
