@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from gymnasium.spaces import Box, Dict, Discrete
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from offrl_wb.app import dataset_pictures as pictures
@@ -118,6 +118,8 @@ def points(explorer: DatasetExplorer) -> int:
     ),
     st.booleans(),
 )
+@example([0.0, 5.912913709979586e-308], False)
+@example([0.0, 1e-40], False)
 def test_bins_count_every_number_once(values: list[float], whole: bool) -> None:
     column = np.array(values)
     column = np.round(column) if whole else column

@@ -140,7 +140,7 @@ def pendulum_log(episodes: int = 150, steps: int = 120, seed: int = 0) -> Datase
         episode_columns={"source": np.repeat(["swing up", "noisy", "random"], episodes // 3)},
     )
 
-# %% ../../nbs/app/13_dataset_pictures.ipynb #bafe3760
+# %% ../../nbs/app/13_dataset_pictures.ipynb #82937255
 def value_range(values: np.ndarray) -> tuple[float, float]:
     """Range `(low, high)` of the finite `values` `(n,)` that a histogram should show."""
     finite = values[np.isfinite(values)]
@@ -162,7 +162,8 @@ def bin_edges(values: np.ndarray, discrete: bool = False, bins: int = BINS) -> n
         width = int(np.ceil((high - low + 1) / bins))
         count = int(np.ceil((high - low + 1) / width))
         return low - 0.5 + width * np.arange(count + 1)
-    room = 0.0 if high > low else max(0.5, 1e-3 * abs(low))
+    apart = high - low > 1e-30  # closer than this, float32 cannot divide by the distance
+    room = 0.0 if apart else max(0.5, 1e-3 * abs(low))
     return np.linspace(low - room, high + room, bins + 1)
 
 
@@ -588,7 +589,7 @@ def grey_picture(values: np.ndarray) -> str:
     )
     return "data:image/png;base64," + base64.b64encode(made).decode()
 
-# %% ../../nbs/app/13_dataset_pictures.ipynb #d4f2f2e9
+# %% ../../nbs/app/13_dataset_pictures.ipynb #f61ed9c9
 @dataclass(frozen=True, eq=False)
 class Histogram:
     """Shares of a column's transitions in its bins: of `everything` and of the `chosen` ones.
