@@ -29,9 +29,9 @@ from offrl_wb.app.explore_glow import (
 from offrl_wb.app.explore_hyglow import explore_round
 from offrl_wb.app.explorer import Explorer
 from offrl_wb.core.errors import InputError
-from offrl_wb.core.figures import alternative_text
 from offrl_wb.core.records import load_records
 from offrl_wb.theory.glow import GLOW
+from tests.explorer_checks import check_one_message_a_move, check_static_picture
 
 EXPLORERS = {
     "life bars": explore_life_bars,
@@ -87,23 +87,12 @@ def test_every_reachable_setting_draws_or_says_what_to_change(
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_a_live_explorer_sends_one_message_a_move(name: str) -> None:
-    explorer = EXPLORERS[name](live=True)
-    names = [each for each in explorer.figure.trait_names() if each.startswith("_py2js_")]
-    messages = []
-    explorer.figure.observe(lambda change: change["new"] and messages.append(change["name"]), names)
-    gamma = explorer.panel.controls["gamma"]
-    gamma.value = explorer.controls["gamma"].settings[2]
-    assert messages == ["_py2js_update"]
-    assert explorer.error == ""
+    check_one_message_a_move(EXPLORERS[name], "gamma")
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_the_static_picture_is_small_and_described(name: str) -> None:
-    explorer = still(name)
-    bundle = explorer._repr_mimebundle_()
-    assert len(json.dumps(bundle)) < 150_000
-    assert len(alternative_text(explorer.figure)) >= 80
-    assert explorer.readout in bundle["text/plain"]
+    check_static_picture(still(name))
 
 
 @pytest.mark.parametrize(

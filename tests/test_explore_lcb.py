@@ -1,6 +1,5 @@
 """The four explorers of the LCB chapter, driven without a browser: pictures move the right way."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -12,8 +11,8 @@ from offrl_wb.app.explore_lcb_bandit import explore_arms, explore_winner_map
 from offrl_wb.app.explore_lcb_contextual import explore_error_curve
 from offrl_wb.app.explore_lcb_mdp import explore_staircase
 from offrl_wb.app.explorer import Explorer
-from offrl_wb.core.figures import alternative_text
 from offrl_wb.theory.lcb_bandit import RULES
+from tests.explorer_checks import check_one_message_a_move, check_static_picture
 
 EXPLORERS = {
     "arms": explore_arms,
@@ -60,25 +59,12 @@ def test_both_ends_of_every_control_draw(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_a_live_explorer_sends_one_message_a_move(name: str) -> None:
-    explorer = EXPLORERS[name](live=True)
-    names = [each for each in explorer.figure.trait_names() if each.startswith("_py2js_")]
-    messages = []
-    explorer.figure.observe(lambda change: change["new"] and messages.append(change["name"]), names)
-    penalty = explorer.panel.controls["penalty"]
-    penalty.value = explorer.controls["penalty"].settings[2]
-    assert messages == ["_py2js_update"]
-    assert explorer.error == ""
+    check_one_message_a_move(EXPLORERS[name], "penalty")
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_the_static_picture_is_small_and_described(name: str) -> None:
-    explorer = still(name)
-    bundle = explorer._repr_mimebundle_()
-    assert len(json.dumps(bundle)) < 150_000
-    assert len(alternative_text(explorer.figure)) >= 80
-    assert explorer.readout in bundle["text/plain"]
-    drawn = bundle["application/vnd.plotly.v1+json"]["data"]
-    assert len(drawn) == len(explorer.figure.data)
+    check_static_picture(still(name))
 
 
 # Arms
