@@ -46,7 +46,7 @@ def test_the_gamma_of_the_hybrid_theorem_is_its_formula() -> None:
     logarithm = np.log(8 * 8 / 0.1)
     star = 1 / 0.9**3  # the noisy expert takes the right digit with 0.8 + 0.2 / 2
     expected = np.sqrt((star + 3) / (500 * 9 * logarithm))
-    assert hybrid_gamma(problem, lock, 500) == pytest.approx(expected)
+    assert hybrid_gamma(problem, 500) == pytest.approx(expected)
 
 
 def test_the_committed_records_hold_every_task() -> None:

@@ -17,7 +17,7 @@ __all__ = ['ROUNDS', 'ROOM', 'WORLDS', 'SWITCH', 'C_ALPHAS', 'C_BETAS', 'WORLD_K
            'gamma_figure', 'add_curve_traces', 'add_gamma_lines', 'draw_gamma', 'describe_gamma', 'explore_gamma',
            'main']
 
-# %% ../../nbs/app/15_explore_glow.ipynb #e9594d74
+# %% ../../nbs/app/15_explore_glow.ipynb #d064246e
 import sys
 from collections.abc import Callable
 from functools import lru_cache
@@ -47,17 +47,15 @@ from offrl_wb.theory.glow import (
     GOLF,
     LITERAL,
     Run,
-    error_finder,
-    layer_functions,
+    log_classes,
+    one_moment,
     past_occupancies,
     promised_values,
     ratio_table,
     regret_decomposition,
     round_uniforms,
     run_online,
-    squared_loss_excess,
     theorem_gamma,
-    thresholds,
     visits_to_refute,
 )
 from offrl_wb.worlds.layered import (
@@ -257,7 +255,7 @@ def strips(chosen: np.ndarray, rows: np.ndarray, functions: int) -> Line:
     x, y = (np.concatenate(part).astype(np.float32) for part in zip(*outlines, strict=True))
     return x, y
 
-# %% ../../nbs/app/15_explore_glow.ipynb #d6fc9912
+# %% ../../nbs/app/15_explore_glow.ipynb #969333a2
 def statistics_before(run: Run, round: int) -> Statistics:
     """What the learner had seen before `round`, with one leading axis of length 1."""
     problem, total = run.problem, empty_statistics(run.problem)
@@ -270,24 +268,15 @@ def statistics_before(run: Run, round: int) -> Statistics:
             )
             density = problem.occupancies[policy]
             total = add(total, episode_statistics(problem, episodes, density, int(policy)))
-    return Statistics(*(part[None] for part in total))
+    return one_moment(total)
 
 
 def relative_errors(run: Run, statistics: Statistics, round: int) -> np.ndarray:
     """The largest error of each function in `round` as a share of what is allowed, `(F,)`."""
-    problem, learner, now = run.problem, run.learner, np.array([round])
-    if isinstance(learner, GOLF):
-        functions, layers = problem.functions.tables.shape[:2]
-        allowed = np.log(functions * run.rounds * layers / learner.delta)
-        excess = squared_loss_excess(problem, statistics, layer_functions(problem))
-        return excess.max(axis=-2)[0] / allowed
-    assert isinstance(learner, GLOW)
-    constants = (learner.c_alpha if learner.penalty else 0.0, learner.c_beta)
-    log_term = learner.log_term(problem, run.rounds)
-    limits = thresholds(learner.gamma, *constants, log_term, now, statistics.size)
-    clip = limits if learner.clip else limits._replace(limit=1.0 * now)
-    errors = error_finder(problem, learner.weights)(statistics, now, clip).max(axis=-2)[0]
-    return errors / limits.beta
+    assert isinstance(run.learner, GLOW | GOLF)
+    compare = run.learner.compare(run.problem, run.rounds)
+    errors, allowed = compare(statistics, np.array([round]))
+    return (errors / allowed)[0]
 
 
 def life_bars(**values: Any) -> LifeBars:
@@ -950,7 +939,7 @@ class GammaCurve(NamedTuple):
     paper: float  # the paper's gamma
     here: float  # the marked gamma
 
-# %% ../../nbs/app/15_explore_glow.ipynb #38e88344
+# %% ../../nbs/app/15_explore_glow.ipynb #786b3f0b
 def own_errors(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
     """The largest on-policy residual of each function in one layer `(F,)`, and its loss `(F,)`."""
     residual = on_cells(bellman_residuals(problem.mdp, problem.functions), problem.cells)
@@ -967,7 +956,6 @@ def gamma_curve_of(
     errors, losses = own_errors(problem)
     promised = problem.functions.values[:, 0] @ problem.mdp.initial
     log_term = GLOW(0.1).log_term(problem, ROUNDS)
-    log_classes = np.log(len(problem.policy_of) * len(problem.policies) / 0.1)
     fine = np.geomspace(GAMMAS[0], GAMMAS[-1], 200)
     predicted = np.full(len(fine), np.nan)
     if world == "chains":
@@ -982,7 +970,7 @@ def gamma_curve_of(
         rounds,
         float(losses[promised >= promised.max() - 1e-9].mean()) * rounds,
         float(errors[losses > 1e-9].min() / (c_beta * log_term)),
-        theorem_gamma(problem.coverability.value, ROUNDS, log_classes),
+        theorem_gamma(problem.coverability.value, ROUNDS, log_classes(problem)),
         gamma,
     )
 

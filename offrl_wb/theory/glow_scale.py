@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['DELTA', 'LAZY', 'REPLICAS', 'LOCKS', 'SLIPPING', 'MODEL_WEIGHTS_AT_MOST', 'METHODS', 'EPSILON', 'CURVE',
-           'SCALE_FOLDER', 'log_classes', 'run_rate', 'rate_tasks', 'lock_tasks', 'online_regret', 'hybrid_gamma',
-           'hybrid_regret', 'episodes_to', 'run_lock', 'scale_tasks', 'rows_of', 'run_task', 'run_scale',
-           'scale_records', 'main']
+           'SCALE_FOLDER', 'run_rate', 'rate_tasks', 'lock_tasks', 'online_regret', 'hybrid_gamma', 'hybrid_regret',
+           'episodes_to', 'run_lock', 'scale_tasks', 'rows_of', 'run_task', 'run_scale', 'scale_records', 'main']
 
-# %% ../../nbs/theory/08_glow_scale.ipynb #e998c638
+# %% ../../nbs/theory/08_glow_scale.ipynb #4132e1d7
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from offrl_wb.theory.glow import (
     PRACTICAL,
     Learner,
     RandomFunction,
+    log_classes,
     run_online,
     theorem_gamma,
 )
@@ -33,6 +33,7 @@ from offrl_wb.theory.hyglow import (
     MaximumLikelihood,
     Share,
     h2o_reduction,
+    hybrid_coverage,
     offline_tuples,
 )
 from ..worlds.layered import Instance, decoy_chains, lock_family
@@ -40,20 +41,15 @@ from ..worlds.layered import Instance, decoy_chains, lock_family
 if TYPE_CHECKING:
     import polars as pl
 
-# %% ../../nbs/theory/08_glow_scale.ipynb #9ccce71c
+# %% ../../nbs/theory/08_glow_scale.ipynb #f20a47d1
 DELTA = 0.1
-
-
-def log_classes(problem: Problem) -> float:
-    """`log(|F| |W| / delta)` with one weight for each policy."""
-    return float(np.log(len(problem.policy_of) * len(problem.policies) / DELTA))
 
 
 def run_rate(task: dict[str, Any], seed: int) -> np.ndarray:
     """Total regret of GLOW on decoy chains, and how often Q* was lost: `(replicas, 2)`."""
     instance = decoy_chains(task["actions"], task["horizon"])
     problem = make_problem(instance.mdp, instance.tables)
-    gamma = theorem_gamma(problem.coverability.value, task["rounds"], log_classes(problem))
+    gamma = theorem_gamma(problem.coverability.value, task["rounds"], log_classes(problem, DELTA))
     constants = LITERAL if task["constants"] == "literal" else PRACTICAL
     learner = GLOW(min(1.0, gamma), DELTA, constants["c_alpha"], constants["c_beta"])
     rounds, growth = int(task["rounds"]), task["growth"]
@@ -116,12 +112,12 @@ def lock_tasks() -> list[dict[str, Any]]:
                     tasks.append(lock | dict(method=method, rounds=rounds, replicas=REPLICAS))
     return tasks
 
-# %% ../../nbs/theory/08_glow_scale.ipynb #acc85edc
+# %% ../../nbs/theory/08_glow_scale.ipynb #cf4fd247
 def online_regret(
     instance: Instance, problem: Problem, method: str, rounds: int, seed: int
 ) -> np.ndarray:
     """Regret of each round, `(rounds,)`, of a method without offline data."""
-    gamma = theorem_gamma(problem.coverability.value, rounds, log_classes(problem))
+    gamma = theorem_gamma(problem.coverability.value, rounds, log_classes(problem, DELTA))
     models = instance.models or ()
     learners: dict[str, Learner] = {
         "GLOW": GLOW(gamma, DELTA),
@@ -134,16 +130,15 @@ def online_regret(
     return np.repeat(run.regret, run.length)
 
 
-def hybrid_gamma(problem: Problem, instance: Instance, rounds: int) -> float:
+def hybrid_gamma(problem: Problem, rounds: int) -> float:
     """`sqrt((C* + C_cov) / (T H^2 log(|F| |W| / delta)))`.
 
     Source: Amortila et al. 2024, section 4.3.
     """
-    behaviour, best = problem.behaviour, problem.occupancies[problem.policy_of[instance.optimal]]
-    assert behaviour is not None
-    ratio = np.where(best > 0, best / np.where(behaviour > 0, behaviour, 1.0), 0.0)
-    scale = rounds * problem.mdp.horizon**2 * log_classes(problem)
-    return float(np.sqrt((ratio.max() + problem.coverability.value) / scale))
+    covered = hybrid_coverage(problem)
+    scale = rounds * problem.mdp.horizon**2 * log_classes(problem, DELTA)
+    total = covered.concentrability.max() + covered.class_coverability.max()
+    return float(np.sqrt(total / scale))
 
 
 def hybrid_regret(
@@ -153,7 +148,7 @@ def hybrid_regret(
     models = instance.models or ()
     learners: dict[str, Callable[[], Any]] = {
         "HyGLOW": MABO,
-        "HyGLOW, gamma of the theorem": lambda: MABO(hybrid_gamma(problem, instance, rounds)),
+        "HyGLOW, gamma of the theorem": lambda: MABO(hybrid_gamma(problem, rounds)),
         "HyGLOW, weights of models": lambda: MABO(weights="models", models=models),
         "HyGLOW without offline data": MABO,
         "Hy-Q": FQI,

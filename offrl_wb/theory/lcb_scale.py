@@ -10,9 +10,8 @@ __all__ = ['SIZES', 'EXCESSES', 'CONTEXTS', 'DISCOUNTS', 'DECISION_STATES', 'BAN
            'line_intervals', 'scale_tasks', 'line_of', 'run_task', 'loss_table', 'surface_terms', 'horizon_terms',
            'surface_interval', 'horizon_interval', 'fit_records', 'run_scale', 'scale_records', 'main']
 
-# %% ../../nbs/theory/04_lcb_scale.ipynb #93a99735
+# %% ../../nbs/theory/04_lcb_scale.ipynb #e9418449
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
