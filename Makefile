@@ -8,8 +8,11 @@ READY := .venv/.ready
 report: $(READY)  ## write the LCB report on the field experiment into reports/
 	$(BIN)/offrl-wb report lcb_contextual -o reports
 
+# A worker a core, each with one thread; a file of tests stays with its worker.
 test: $(READY)  ## all checks and tests
-	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 \
+	  --dist loadfile --no-loadscope-reorder \
+	  --cov --cov-report=term-missing:skip-covered --cov-fail-under=95
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	$(BIN)/python -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/nbs/index.ipynb \
