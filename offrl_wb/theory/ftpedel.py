@@ -11,7 +11,7 @@ __all__ = ['Rules', 'CBeta', 'SHORTLIST', 'Mode', 'SET_AT_MOST', 'possible_last'
            'LoggedRows', 'log_column', 'log_successors', 'check_rows', 'count_log', 'read_log', 'TopUp', 'lone_demand',
            'top_up_table', 'named_world', 'named_log', 'candidate_policies', 'two_room_run']
 
-# %% ../../nbs/theory/11_ftpedel.ipynb #a445a993
+# %% ../../nbs/theory/11_ftpedel.ipynb #ab9f0c0a
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ from offrl_wb.theory.policy_sets import (
     deterministic_count,
     softmax_class,
 )
-from ..worlds.layered import draw_counts, whole
+from ..worlds.layered import draw_counts, whole_number
 from offrl_wb.worlds.linear import (
     LinearMDP,
     Moments,
@@ -246,7 +246,7 @@ def plugin_policy(
         ahead = table.max(axis=1)
     return plan[::-1]
 
-# %% ../../nbs/theory/11_ftpedel.ipynb #76f4871c
+# %% ../../nbs/theory/11_ftpedel.ipynb #e7f485c3
 @dataclass(frozen=True)
 class Tuning:
     """How data are collected: the defaults are the practical choice.
@@ -266,7 +266,7 @@ class Tuning:
     most: float = 1e12
 
     def __post_init__(self) -> None:
-        whole(self.block, 1, "block")
+        whole_number(self.block, 1, "block")
         for name, least in (("ridge", 1e-12), ("bonus", 0.0), ("growth", 0.0), ("most", 1.0)):
             if not least <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} is {getattr(self, name)}: pass {least:g} or more")
@@ -752,7 +752,7 @@ def top_up_table(
             table.append(TopUp(int(layer), int(state), int(action), have, float(need), add))
     return sorted(table, key=lambda row: (row.layer, -row.planned))
 
-# %% ../../nbs/theory/11_ftpedel.ipynb #1ed360cc
+# %% ../../nbs/theory/11_ftpedel.ipynb #6756e884
 SET_AT_MOST = 5_000  # more deterministic policies are replaced by random and bootstrap ones
 
 
@@ -777,7 +777,7 @@ def named_log(
     """A log for a report without a file: `offline` pulls of each arm of L in the two rooms, else
     episodes of a behaviour that is optimal with probability `quality` and uniform otherwise.
     """
-    generator, offline = stream(seed, "report, log"), whole(offline, 0, "offline")
+    generator, offline = stream(seed, "report, log"), whole_number(offline, 0, "offline")
     if name == "two_room":
         visits = two_room_visits(world, offline)
         return LoggedRows(*draw_log(world, visits, generator), int(visits[0].sum()))

@@ -6,7 +6,7 @@
 __all__ = ['ShiftedPlan', 'shifted_values', 'check_bonus', 'paper_bonus', 'pevi', 'OnlineRun', 'greedy_of', 'lsvi_ucb',
            'uniform_exploration', 'greedy_loss', 'mixture_loss']
 
-# %% ../../nbs/theory/12_linear_baselines.ipynb #7688f508
+# %% ../../nbs/theory/12_linear_baselines.ipynb #9cef1e8c
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.random import stream
 from .ftpedel import Simulator, check_log, regress, squared_widths
-from ..worlds.layered import whole
+from ..worlds.layered import whole_number
 from ..worlds.linear import LinearMDP, Moments, optimal_value, policy_values
 
 # %% ../../nbs/theory/12_linear_baselines.ipynb #ff9cb7ee
@@ -73,7 +73,7 @@ def pevi(features: np.ndarray, log: Moments, bonus: float = 1.0, ridge: float = 
     check_bonus(bonus, ridge)
     return shifted_values(features, log, -bonus, ridge)
 
-# %% ../../nbs/theory/12_linear_baselines.ipynb #1d797533
+# %% ../../nbs/theory/12_linear_baselines.ipynb #22c07fe1
 class OnlineRun(NamedTuple):
     """What a learner played: P policies in turn, and what would be returned before each of them."""
 
@@ -106,7 +106,7 @@ def lsvi_ucb(
     check_bonus(bonus, ridge)
     sim = Simulator(world, stream(seed, "lsvi ucb"), check_log(world, log))
     played, lengths, greedy = [], [], [greedy_of(sim.features, sim.seen)]
-    while sim.episodes < whole(episodes, 1, "episodes"):
+    while sim.episodes < whole_number(episodes, 1, "episodes"):
         block = min(max(1, int(growth * sim.episodes)), episodes - sim.episodes)
         plan = shifted_values(sim.features, sim.seen, bonus, ridge)
         sim.play(plan.actions, block)
@@ -115,7 +115,7 @@ def lsvi_ucb(
         greedy.append(greedy_of(sim.features, sim.seen))
     return OnlineRun(np.stack(played), np.array(lengths), np.stack(greedy), sim.seen)
 
-# %% ../../nbs/theory/12_linear_baselines.ipynb #0f40d18b
+# %% ../../nbs/theory/12_linear_baselines.ipynb #034b91a0
 def uniform_exploration(
     world: LinearMDP,
     episodes: int,
@@ -126,7 +126,7 @@ def uniform_exploration(
     """Random actions throughout; the greedy policy is noted whenever episodes grow by `growth`."""
     sim = Simulator(world, stream(seed, "uniform exploration"), check_log(world, log))
     lengths, greedy = [], [greedy_of(sim.features, sim.seen)]
-    while sim.episodes < whole(episodes, 1, "episodes"):
+    while sim.episodes < whole_number(episodes, 1, "episodes"):
         block = min(max(1, int(growth * sim.episodes)), episodes - sim.episodes)
         sim.play(sim.uniform, block)
         lengths.append(block)

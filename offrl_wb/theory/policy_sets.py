@@ -8,7 +8,7 @@ __all__ = ['POLICIES_AT_MOST', 'deterministic_count', 'all_deterministic', 'soft
            'Cover', 'measured_cover', 'greedy_policies', 'resampled_moments', 'bootstrap_greedy', 'uniform_policy',
            'behaviour_policy']
 
-# %% ../../nbs/theory/09_policy_sets.ipynb #f4bf001b
+# %% ../../nbs/theory/09_policy_sets.ipynb #409bc0c3
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.random import stream
-from ..worlds.layered import whole
+from ..worlds.layered import whole_number
 from offrl_wb.worlds.linear import (
     LinearMDP,
     Moments,
@@ -64,7 +64,7 @@ def all_deterministic(world: LinearMDP) -> np.ndarray:
         policies[:, layer, state] = option[pick]
     return policies
 
-# %% ../../nbs/theory/09_policy_sets.ipynb #afb72a46
+# %% ../../nbs/theory/09_policy_sets.ipynb #3fbcd0ce
 def softmax_policies(world: LinearMDP, weights: np.ndarray, eta: np.ndarray | float) -> np.ndarray:
     """`pi_h(a | s) ~ exp(eta <phi(s, a), w_h>)`, `(n, H, S, A)`, of `weights` `(n, H, d)`.
 
@@ -86,7 +86,10 @@ def softmax_class(
     """`n` random linear softmax policies `(n, H, S, A)`: weights of norm `2 H sqrt(d)`, each `eta`
     of the grid in turn. Raises `InputError` for an empty grid or one that is not positive.
     """
-    n, grid = whole(n, 1, "the number of policies"), np.asarray(etas, dtype=float).reshape(-1)
+    n, grid = (
+        whole_number(n, 1, "the number of policies"),
+        np.asarray(etas, dtype=float).reshape(-1),
+    )
     if not grid.size or not (np.isfinite(grid) & (grid > 0)).all():
         raise InputError(f"etas are {grid.tolist()}: pass positive numbers")
     weights = stream(seed, "softmax class").standard_normal((n, world.horizon, world.dimension))
@@ -236,7 +239,7 @@ def greedy_policies(world: LinearMDP, moments: Moments, ridge: float = 1e-6) -> 
         actions[..., layer, :] = (values >= ahead[..., None] - 1e-12).argmax(axis=-1)
     return actions
 
-# %% ../../nbs/theory/09_policy_sets.ipynb #ad2acb5d
+# %% ../../nbs/theory/09_policy_sets.ipynb #50a746b0
 def resampled_moments(
     world: LinearMDP,
     transitions: np.ndarray,
@@ -249,7 +252,7 @@ def resampled_moments(
 
     Bernoulli rewards are redrawn with the observed mean of their pair, others are that mean.
     """
-    resamples, shape = whole(resamples, 1, "resamples"), world.reward.shape
+    resamples, shape = whole_number(resamples, 1, "resamples"), world.reward.shape
     moves = np.zeros((resamples, *shape, world.states), dtype=np.int64)
     for layer, counts in enumerate(np.asarray(transitions).reshape(world.horizon, -1)):
         cells = np.flatnonzero(counts)

@@ -12,7 +12,7 @@ __all__ = ['Noise', 'ROUNDING', 'BLOCK', 'KINDS', 'OPTIONS', 'UNREADABLE', 'WORL
            'missing_direction', 'check_spanning', 'reachable_rank', 'check_kind', 'load_world_arrays', 'numbers',
            'layers_of', 'start_of', 'tabular_of', 'noise_of', 'world_of', 'read_linear_world', 'linear_world']
 
-# %% ../../nbs/worlds/07_linear.ipynb #5a41b007
+# %% ../../nbs/worlds/07_linear.ipynb #8a399de7
 import inspect
 import os
 import zipfile
@@ -27,7 +27,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.random import stream
-from .layered import Episodes, split_counts, whole
+from .layered import Episodes, split_counts, whole_number
 from .tabular import FiniteHorizonMDP, check_distribution, plan_horizon
 
 # %% ../../nbs/worlds/07_linear.ipynb #2c95d240
@@ -222,7 +222,7 @@ def linear_from_tabular(mdp: FiniteHorizonMDP, directions: np.ndarray | None = N
     phi = np.eye(len(found))[own].reshape(states, actions, len(found))
     return LinearMDP(phi, mu[:, first], theta[:, first], mdp.initial, mdp.name, mdp.noise)
 
-# %% ../../nbs/worlds/07_linear.ipynb #f28922c2
+# %% ../../nbs/worlds/07_linear.ipynb #d92df790
 def two_room(
     epsilon: float = 0.05,
     actions: int = 6,
@@ -235,7 +235,7 @@ def two_room(
     and R, the last ones by default. Rewards are Bernoulli. Directions: 0 main, 1 explore,
     `2 + arm` in L, `2 + actions + arm` in R. Raises `InputError` for sizes that make no world.
     """
-    actions, p = whole(actions, 2, "actions"), 4 * epsilon if p is None else p
+    actions, p = whole_number(actions, 2, "actions"), 4 * epsilon if p is None else p
     if not (0 < epsilon <= 0.125 and 0 <= p <= 1):
         raise InputError(
             f"two rooms need 0 < epsilon <= 0.125 and p in [0, 1]: found epsilon {epsilon:g},"
@@ -254,7 +254,7 @@ def two_room(
     mdp = FiniteHorizonMDP(np.eye(3)[0], transition, reward, name, "bernoulli")
     return linear_from_tabular(mdp, directions)
 
-# %% ../../nbs/worlds/07_linear.ipynb #c8cd1381
+# %% ../../nbs/worlds/07_linear.ipynb #2d860f82
 def simplex_world(
     states: int = 15,
     actions: int = 3,
@@ -269,8 +269,11 @@ def simplex_world(
     of directions are uniform, rewards Bernoulli, the start is state 0. Raises `InputError` for
     sizes that make no world.
     """
-    states, actions = whole(states, 1, "states"), whole(actions, 1, "actions")
-    dimension, horizon = whole(dimension, 1, "dimension"), whole(horizon, 1, "horizon")
+    states, actions = whole_number(states, 1, "states"), whole_number(actions, 1, "actions")
+    dimension, horizon = (
+        whole_number(dimension, 1, "dimension"),
+        whole_number(horizon, 1, "horizon"),
+    )
     if dimension > states * actions or not 0 < concentration < np.inf:
         raise InputError(
             f"a simplex world needs at least as many pairs as dimensions and a positive"
@@ -297,7 +300,11 @@ def bandit_world(means: Sequence[float] | np.ndarray) -> LinearMDP:
 
 def random_world(states: int = 5, actions: int = 2, horizon: int = 2, seed: int = 0) -> LinearMDP:
     """A random tabular world with one-hot features, Bernoulli rewards and the start in state 0."""
-    shape = (whole(horizon, 1, "horizon"), whole(states, 1, "states"), whole(actions, 1, "actions"))
+    shape = (
+        whole_number(horizon, 1, "horizon"),
+        whole_number(states, 1, "states"),
+        whole_number(actions, 1, "actions"),
+    )
     generator = stream(seed, "random tabular world")
     transition = generator.dirichlet(np.ones(states), size=shape)
     start, name = np.eye(states)[0], f"random(S={states}, A={actions}, H={horizon}, seed={seed})"
@@ -554,7 +561,7 @@ def check_possible(world: LinearMDP, transitions: np.ndarray, reward_sums: np.nd
             f" {layer}: rewards lie in [0, 1]"
         )
 
-# %% ../../nbs/worlds/07_linear.ipynb #d821d45b
+# %% ../../nbs/worlds/07_linear.ipynb #ff38c12d
 def draw_log(
     world: LinearMDP, visits: np.ndarray, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -578,7 +585,7 @@ def two_room_visits(world: LinearMDP, pulls: int, right: int = 0) -> np.ndarray:
     In the first layer the log always took main: once for each row of the second.
     """
     visits = np.zeros(world.reward.shape, dtype=np.int64)
-    visits[1, 1], visits[1, 2] = whole(pulls, 0, "pulls"), whole(right, 0, "right")
+    visits[1, 1], visits[1, 2] = whole_number(pulls, 0, "pulls"), whole_number(right, 0, "right")
     visits[0, 0, 0] = visits[1].sum()
     return visits
 
@@ -668,7 +675,7 @@ def load_world_arrays(path: Path) -> dict[str, np.ndarray]:
                 ) from None
     return arrays
 
-# %% ../../nbs/worlds/07_linear.ipynb #f52a26b5
+# %% ../../nbs/worlds/07_linear.ipynb #5d93980e
 def numbers(arrays: dict[str, np.ndarray], key: str, axes: tuple[int, ...]) -> np.ndarray:
     """`arrays[key]` as finite floats with one of the numbers of `axes`, else `InputError`."""
     array = arrays[key]
@@ -690,7 +697,7 @@ def layers_of(arrays: dict[str, np.ndarray]) -> int:
         key: len(arrays[key]) for key, n in axes.items() if key in arrays and arrays[key].ndim == n
     }
     if "H" in arrays:
-        found["H"] = whole(float(numbers(arrays, "H", (0,))), 1, "H")
+        found["H"] = whole_number(float(numbers(arrays, "H", (0,))), 1, "H")
     if not found:
         raise InputError("no array has layers: say how many there are with a number H")
     if len(set(found.values())) > 1:
@@ -706,7 +713,7 @@ def start_of(arrays: dict[str, np.ndarray], states: int) -> np.ndarray:
         return np.eye(states)[0]
     start = numbers(arrays, key, (0, 1))
     if start.ndim == 0:
-        state = whole(float(start), 0, key)
+        state = whole_number(float(start), 0, key)
         if state >= states:
             raise InputError(f"{key} is state {state}, and the world has 0 to {states - 1}")
         return np.eye(states)[state]
