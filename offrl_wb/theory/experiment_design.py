@@ -861,7 +861,7 @@ def enough(problem: DesignProblem, covariance: np.ndarray, limit: float, start: 
         online = max(online + (value / limit - 1) * value / fall, online / 1000)
     return online
 
-# %% ../../nbs/theory/10_experiment_design.ipynb #0b891d55
+# %% ../../nbs/theory/10_experiment_design.ipynb #80616fe4
 class LeastEpisodes(NamedTuple):
     """At least `lower`, and no more than `episodes`, are needed; `design` says which to play."""
 
@@ -893,7 +893,7 @@ def least_episodes(
     best, online = LeastEpisodes(upper, 0.0, done), upper
     for step in range(passes):
         mixture = mixture if step else Mixture()
-        found = o2o_coefficient(problem, online, max(0.1 / 10**step, 1e-7), 200, mixture)
+        found = o2o_coefficient(problem, online, max(0.1 / 10**step, tolerance / 100), 200, mixture)
         if found.certificate is not None:
             lower = max(lower, found.certificate.episodes(limit))
         upper = enough(problem, found.covariance, limit, online)
