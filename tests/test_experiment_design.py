@@ -447,6 +447,27 @@ def test_few_rounds_leave_a_gap_that_is_shown():
     assert loose.lower <= tight.episodes
 
 
+@pytest.mark.parametrize("short", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+def test_a_log_that_is_nearly_enough_does_not_loosen_the_bounds(short):
+    """The coefficient is nearly flat there: small errors in it are large ones in episodes."""
+    for epsilon, share, pulls in ((0.03, 0.24, 100_000), (0.0125, 0.025, 50_000), (0.1, 0.1, 20)):
+        world = two_room(epsilon, p=share)
+        visits = two_room_visits(world, pulls, max(1, pulls // 19)).reshape(2, -1)
+        visits[0, 1] = visits[0, 0] // 3  # "explore" as well
+        log = visits @ world.phi.reshape(-1, world.dimension)
+        for problem in design_problems(world, all_deterministic(world), log, epsilon):
+            found = least_episodes(problem, (1 + short) / offline_norms(problem).max())
+            assert 0 < found.lower <= found.episodes <= 1.001 * found.lower
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_tolerance_near_rounding_is_no_error(seed):
+    problem = random_problem(seed, seed % 2 == 0, True)
+    fine, plain = o2o_coefficient(problem, 50.0, 1e-12, 30), o2o_coefficient(problem, 50.0)
+    assert fine.value == pytest.approx(plain.value, rel=1e-3)
+    assert fine.gap <= 1e-4
+
+
 # Two rooms
 
 PRINTED = {0.1: (308, 36.2), 0.05: (1004, 36.2), 0.025: (3777, 36.3), 0.0125: (14746, 36.3)}

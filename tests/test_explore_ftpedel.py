@@ -25,10 +25,10 @@ from offrl_wb.app.explore_ftpedel import (
     short,
 )
 from offrl_wb.app.explorer import Explorer
-from offrl_wb.core.figures import alternative_text
 from offrl_wb.theory.experiment_design import least_online_episodes
 from offrl_wb.theory.policy_sets import all_deterministic
 from offrl_wb.worlds.linear import policy_values, two_room, two_room_visits
+from tests.explorer_checks import check_one_message_a_move, check_static_picture
 
 EXPLORERS = {
     "filling": explore_filling,
@@ -82,25 +82,14 @@ def test_every_reachable_setting_draws(name: str, data: st.DataObject) -> None:
     assert json.loads(explorer.figure.to_json())["data"]
 
 
-@pytest.mark.parametrize("name", EXPLORERS)
-def test_a_live_explorer_sends_one_message_a_move(name: str) -> None:
-    explorer = EXPLORERS[name](live=True)
-    names = [each for each in explorer.figure.trait_names() if each.startswith("_py2js_")]
-    messages = []
-    explorer.figure.observe(lambda change: change["new"] and messages.append(change["name"]), names)
-    pulls = explorer.panel.controls["pulls"]
-    pulls.value = explorer.controls["pulls"].settings[0]
-    assert messages == ["_py2js_update"]
-    assert explorer.error == ""
+@pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)
+def test_a_live_explorer_sends_one_message_a_move(make: Callable[..., Explorer]) -> None:
+    check_one_message_a_move(make, "pulls")
 
 
 @pytest.mark.parametrize("name", EXPLORERS)
 def test_the_static_picture_is_small_and_described(name: str) -> None:
-    explorer = still(name)
-    bundle = explorer._repr_mimebundle_()
-    assert len(json.dumps(bundle)) < 150_000
-    assert len(alternative_text(explorer.figure)) >= 80
-    assert explorer.readout in bundle["text/plain"]
+    check_static_picture(still(name))
 
 
 @pytest.mark.parametrize("make", EXPLORERS.values(), ids=EXPLORERS)

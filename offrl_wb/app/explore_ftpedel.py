@@ -63,7 +63,7 @@ def kinds_of(epsilon: float, chance: float) -> Kinds:
     places = [2 + BEST, 2, 2 + ARMS + BEST, 2 + ARMS]
     return Kinds(visited[:, 0, :2], visited[:, 1, places], values.max() - values)
 
-# %% ../../nbs/app/17_explore_ftpedel.ipynb #84222f7e
+# %% ../../nbs/app/17_explore_ftpedel.ipynb #e54abfff
 def pulls_in_right(pulls: int, share: float) -> int:
     """Pulls of each arm of R, where `share` of the log is in R and L has `pulls` of each arm."""
     return round(pulls * share / (1 - share))
@@ -86,9 +86,8 @@ def room_problem(
 def left_to_play(
     layer: int, epsilon: float, chance: float, pulls: int, share: float, beta: float
 ) -> LeastEpisodes:
-    """The least number of episodes of one layer, mostly to 0.2 %, and which; kept."""
-    problem = room_problem(layer, epsilon, chance, pulls, share)
-    return least_episodes(problem, beta, tolerance=2e-3, passes=5)
+    """The least number of episodes of one layer, and which; kept."""
+    return least_episodes(room_problem(layer, epsilon, chance, pulls, share), beta)
 
 # %% ../../nbs/app/17_explore_ftpedel.ipynb #e06c4c1a
 EPSILONS = [0.0125, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1]
