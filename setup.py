@@ -12,9 +12,9 @@ parser = ConfigParser(delimiters=["="])
 parser.read(HERE / "settings.ini", encoding="utf-8")
 settings = parser["DEFAULT"]
 
-EXTRAS = ("data", "deep", "teach", "dev")
+EXTRAS = ("data", "deep", "mujoco", "teach", "dev")
 extras = {name: settings[f"{name}_requirements"].split() for name in EXTRAS}
-extras["all"] = extras["data"] + extras["deep"] + extras["teach"]
+extras["all"] = extras["data"] + extras["deep"] + extras["mujoco"] + extras["teach"]
 
 
 class build_py_with_notebooks(build_py):

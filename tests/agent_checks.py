@@ -220,7 +220,7 @@ def cart_log(vigours: Sequence[float], episodes: int, seed: int = 0, width: floa
 
 
 def cart_returns(act: Callable[[np.ndarray], np.ndarray], replicas: int) -> np.ndarray:
-    """Mean return `(R,)` over 200 fresh episodes; `act` takes `(R, 200, 2)`, gives `(R, 200, 1)`."""
+    """Mean return `(R,)` over 200 fresh episodes; `act`: `(R, 200, 2)` to `(R, 200, 1)`."""
     generator = stream(0, "fresh")
     spread, wind = (np.sqrt(np.diag(c)) for c in (CART.start_covariance, CART.noise))
     start = CART.start_mean + generator.standard_normal((200, 2)) * spread

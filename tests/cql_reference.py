@@ -95,7 +95,9 @@ class Reference:
     def sample(self, observation, noise):
         """Action and log density for `(B, ds)` and noise `(B, da)`."""
         mean, log_std = self.actor(observation).chunk(2, dim=-1)
-        normal = Normal(mean, log_std.clamp(self.config.log_std_low, self.config.log_std_high).exp())
+        normal = Normal(
+            mean, log_std.clamp(self.config.log_std_low, self.config.log_std_high).exp()
+        )
         before = normal.mean + normal.stddev * noise
         action = before.tanh()
         # log(1 - tanh^2) = -2 log cosh, which stays exact where tanh is 1
@@ -128,7 +130,9 @@ class ReferenceCQL(Reference):
         super().__init__(agent, replica, layer_norm)
         self.calibrated = calibrated
         if self.config.lagrange:
-            self.raw_multiplier = agent.multiplier.raw().detach()[[replica]].clone().requires_grad_()
+            self.raw_multiplier = (
+                agent.multiplier.raw().detach()[[replica]].clone().requires_grad_()
+            )
             rate = self.config.multiplier_learning_rate
             self.multiplier_adam = torch.optim.Adam([self.raw_multiplier], rate)
 

@@ -124,7 +124,9 @@ def test_the_minimiser_of_one_state_is_the_formula(targets, reference, weight, s
 
 def minimum_on_a_line(target, share, reference, weight):
     """The logged action's value: it is pulled up by `weight` and pushed while above the reference."""
-    candidates = torch.stack([target + weight, target + weight * (1 - share), torch.tensor(reference).double()])
+    candidates = torch.stack(
+        [target + weight, target + weight * (1 - share), torch.tensor(reference).double()]
+    )
     cost = 0.5 * (candidates - target) ** 2
     cost = cost + weight * (share * candidates.clamp(min=reference) - candidates)
     return candidates[cost.argmin()]

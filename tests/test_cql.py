@@ -270,7 +270,13 @@ def table_log():
     )  # fmt: skip
     transition = np.eye(3)[after]
     alive = np.ones((3, 3)) * (np.arange(3) < 2)
-    return Batch(*(None if f is None else f[None] for f in batch)), counts, reward, transition, alive
+    return (
+        Batch(*(None if f is None else f[None] for f in batch)),
+        counts,
+        reward,
+        transition,
+        alive,
+    )
 
 
 @pytest.mark.parametrize("critics", [1, 2])

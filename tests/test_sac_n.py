@@ -53,7 +53,9 @@ class ReferenceEDAC(Reference):
     def diversity(self, observation, action):
         action = action.clone().requires_grad_()
         slopes = [
-            torch.autograd.grad(self.q([c], observation, action).sum(), action, create_graph=True)[0]
+            torch.autograd.grad(self.q([c], observation, action).sum(), action, create_graph=True)[
+                0
+            ]
             for c in self.critics
         ]
         unit = [slope / (slope.norm(dim=-1, keepdim=True) + 1e-10) for slope in slopes]

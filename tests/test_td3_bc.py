@@ -196,11 +196,10 @@ def test_without_the_critic_it_is_behaviour_cloning():
 def test_it_improves_on_a_mixed_log_and_on_imitation():
     mixed = cart_log((0.02, 0.05, 0.2, 1.0), 40)
     log, statistics = prepare(Config(), mixed)
-    config = Config(
-        hidden=(32, 32), discount=0.97, actor_learning_rate=3e-3, critic_learning_rate=3e-3
-    )
+    rates = dict(actor_learning_rate=3e-3, critic_learning_rate=3e-3, polyak=0.02)
+    config = Config(hidden=(32, 32), discount=0.97, **rates)
     agent = make_agent("td3_bc", agent_spec(log), config, range(5))
-    run(agent, log, 1200, batch_size=64)
+    run(agent, log, 1000, batch_size=64)
     scores = cart_scores(agent, statistics)
     clone_config = bc.Config(hidden=(32, 32), learning_rate=3e-3)
     clone = make_agent("bc", agent_spec(log), clone_config, range(5))

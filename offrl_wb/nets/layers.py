@@ -427,7 +427,7 @@ def _plain(
         hidden = _activate(hidden, net.activation)
     return hidden
 
-# %% ../../nbs/nets/01_layers.ipynb #51a843e1
+# %% ../../nbs/nets/01_layers.ipynb #73655a3a
 def _run(
     net: MLP,
     layers: list[list[Tensor]],
@@ -446,10 +446,10 @@ def _run(
         if masks:
             hidden.mul_(masks[layer].reshape(hidden.shape)).div_(1 - net.dropout)
         if norm:
-            normed, mean, scale = torch.native_layer_norm(
+            normed, mean, inverse = torch.native_layer_norm(
                 hidden, hidden.shape[-1:], None, None, net.norm_epsilon
             )
-            saved += [hidden, mean, scale, normed]
+            saved += [hidden, mean, inverse, normed]
             hidden = torch.addcmul(norm[1].unsqueeze(-2), normed, norm[0].unsqueeze(-2))
         hidden = hidden.relu_() if relu else hidden.tanh_()
     return hidden
@@ -513,7 +513,7 @@ def _gradients(
             gradient = _product(gradient, layers[layer][0].mT)
     return into, _to_inputs(net, inputs, gradient) if wanted[1] else None
 
-# %% ../../nbs/nets/01_layers.ipynb #7d280617
+# %% ../../nbs/nets/01_layers.ipynb #242c340e
 def _weight_gradient(inputs: Tensor, gradient: Tensor, slot: Tensor) -> None:
     """Write `inputs^T gradient` into `slot`."""
     if _narrow(inputs, gradient.shape[-1]):
@@ -535,13 +535,13 @@ def _through_norm(
     gradient: Tensor, norm: list[Tensor], layer: list[Tensor], slots: list[Tensor]
 ) -> Tensor:
     """LayerNorm's backward pass, with the gradients of its scale and shift into `slots`."""
-    normed, deviation, mean, before = norm
+    normed, inverse, mean, before = norm
     if slots:
         torch.sum(gradient * normed, -2, out=slots[2])
         torch.sum(gradient, -2, out=slots[3])
     scaled = gradient * layer[2].unsqueeze(-2)
     return torch.ops.aten.native_layer_norm_backward(
-        scaled, before, before.shape[-1:], mean, deviation, None, None, [True, False, False]
+        scaled, before, before.shape[-1:], mean, inverse, None, None, [True, False, False]
     )[0]
 
 

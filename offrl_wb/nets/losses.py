@@ -212,7 +212,7 @@ def cal_ql_bound(q_samples: Tensor, returns: Tensor, from_policy: Tensor) -> Ten
     bounded = torch.maximum(q_samples, returns[:, None, :, None])
     return torch.where(from_policy, bounded, q_samples)
 
-# %% ../../nbs/nets/04_losses.ipynb #521aa8e8
+# %% ../../nbs/nets/04_losses.ipynb #667a71f9
 def taken(values: Tensor, action: Tensor) -> Tensor:
     """Entries of the taken actions: `(R, B, A)` to `(R, B)`, or `(R, E, B, A)` to `(R, E, B)`."""
     index = action.long().unsqueeze(-1)
@@ -231,7 +231,7 @@ def bc_discrete(logits: Tensor, action: Tensor) -> Tensor:
     """Cross-entropy of integer actions `(R, B)` under logits `(R, B, A)`: `(R,)`."""
     return likelihood_loss(taken(logits.log_softmax(-1), action))
 
-
+# %% ../../nbs/nets/04_losses.ipynb #4180c7a6
 def cql_discrete(q: Tensor, action: Tensor) -> Tensor:
     """`mean[logsumexp_a q(s, a) - q(s, a_data)]` for `q` `(R, E, B, A)`: `(R,)`."""
     return mean_loss(q.logsumexp(-1) - taken(q, action))
@@ -248,7 +248,7 @@ def cal_ql_discrete(q: Tensor, probabilities: Tensor, returns: Tensor, action: T
     pushed = (probabilities.detach().unsqueeze(1) * bounded).sum(-1)
     return mean_loss(pushed - taken(q, action))
 
-
+# %% ../../nbs/nets/04_losses.ipynb #ef7bd612
 def soft_value_discrete(
     q: Tensor, log_probabilities: Tensor, temperature: float | Tensor
 ) -> Tensor:
@@ -276,7 +276,7 @@ def temperature_discrete_loss(
     expected = (log_probabilities.exp() * log_probabilities).sum(-1)
     return temperature_loss(temperature, expected, target_entropy)
 
-
+# %% ../../nbs/nets/04_losses.ipynb #8cea0c13
 def iql_discrete(
     q: Tensor,
     value: Tensor,
