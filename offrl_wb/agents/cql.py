@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CODE', 'WSRL', 'INITIAL', 'CACHE', 'Config', 'prepare', 'minibatches', 'Draws', 'draw_actions', 'few_members',
            'penalty', 'critic_target', 'data_and_samples', 'critic_loss', 'pieces', 'update_critic', 'update_targets',
-           'update_actor', 'update_temperature', 'update_multiplier', 'check_ensemble', 'networks', 'CQL',
+           'update_actor', 'update_temperature', 'update_multiplier', 'check_ensemble', 'networks', 'Stepping', 'CQL',
            'DiscreteCQL', 'make']
 
 # %% ../../nbs/agents/04_cql.ipynb #a6b30105
@@ -151,7 +151,7 @@ def prepare(config: Config, data: Dataset) -> Normalised:
     """What the algorithm does to a log before it starts: the log, and the numbers of its scale."""
     return normalise(data, observations=config.normalise)
 
-# %% ../../nbs/agents/04_cql.ipynb #51e25486
+# %% ../../nbs/agents/04_cql.ipynb #b9ad186c
 def minibatches(batch: Batch, updates: int) -> list[Batch]:
     """`batch` cut into equal parts along its rows; `InputError` where that does not go."""
     rows = batch.reward.shape[1]
@@ -162,7 +162,7 @@ def minibatches(batch: Batch, updates: int) -> list[Batch]:
         )
     size = rows // updates
     parts = [slice(u * size, (u + 1) * size) for u in range(updates)]
-    return [Batch(*(None if f is None else f[:, part] for f in batch)) for part in parts]
+    return [Batch._make(None if f is None else f[:, part] for f in batch) for part in parts]
 
 # %% ../../nbs/agents/04_cql.ipynb #54cbc38c
 class Draws(NamedTuple):
@@ -257,7 +257,7 @@ def critic_loss(
     loss = td_error + penalty(agent, difference)
     return dict(critic_loss=loss, td_error=td_error, conservative=difference, q=mean_loss(q))
 
-# %% ../../nbs/agents/04_cql.ipynb #8d3bc195
+# %% ../../nbs/agents/04_cql.ipynb #b5f5f504
 CACHE = 2**22  # bytes of one activation on a CPU
 
 
@@ -280,7 +280,7 @@ def update_critic(
     chosen, rows = members.get("conservative_members"), batch.reward.shape[1]
     gradient, metrics = None, dict[str, Tensor]()
     for piece in pieces(agent, rows):
-        part = Batch(*(None if f is None else f[:, piece] for f in batch))
+        part = Batch._make(None if f is None else f[:, piece] for f in batch)
         few = Draws(*(d[:, piece] for d in draws))
         share = (piece.stop - piece.start) / rows
         found = critic_loss(agent, part, few, target[:, piece], chosen)
@@ -361,8 +361,20 @@ def networks(spec: AgentSpec, config: Any) -> tuple[TanhGaussian, Critic]:
     )
     return actor, critic
 
-# %% ../../nbs/agents/04_cql.ipynb #cce1463d
-class CQL(ReplicaAgent):
+# %% ../../nbs/agents/04_cql.ipynb #c3d4e982
+class Stepping(ReplicaAgent):
+    """An agent whose parts each have an Adam of their own, by name."""
+
+    adam: dict[str, Adam]
+
+    def step(self, name: str, loss: Tensor) -> None:
+        """One step of Adam on the weights `name` along the gradient of their `loss` `(R,)`."""
+        adam = self.adam[name]
+        (gradient,) = torch.autograd.grad(loss.sum(), [adam.weights.flat])
+        adam.step(gradient)
+
+
+class CQL(Stepping):
     """Conservative Q-learning for actions in a box, R replicas at once."""
 
     name = "cql"
@@ -400,12 +412,6 @@ class CQL(ReplicaAgent):
         self.target_entropy = value.target_entropy
         if self.target_entropy is None:
             self.target_entropy = -float(self.spec.action)
-
-    def step(self, name: str, loss: Tensor) -> None:
-        """One step of Adam on the weights `name` along the gradient of their `loss` `(R,)`."""
-        adam = self.adam[name]
-        (gradient,) = torch.autograd.grad(loss.sum(), [adam.weights.flat])
-        adam.step(gradient)
 
     def noise(self, batch_size: int) -> dict[str, Noise]:
         """Noise of the actor's action, of the target's, and of the samples; subsets of critics."""
@@ -460,8 +466,8 @@ class CQL(ReplicaAgent):
         box = dict(low=np.array(self.spec.low), high=np.array(self.spec.high))
         return SavedPolicy(self.actor_net, self.actor.select([replica]), about=about, **box)
 
-# %% ../../nbs/agents/04_cql.ipynb #84ba961c
-class DiscreteCQL(ReplicaAgent):
+# %% ../../nbs/agents/04_cql.ipynb #ab69b013
+class DiscreteCQL(Stepping):
     """Conservative Q-learning for finitely many actions, R replicas at once; the first critic acts."""
 
     def __init__(
@@ -488,8 +494,6 @@ class DiscreteCQL(ReplicaAgent):
         self.adam = {"critic": Adam(self.critic, self.values.critic_learning_rate)}
         self.parts = {"critic": self.critic, "critic_target": self.critic_target}
         self.parts["critic/adam"] = self.adam["critic"]
-
-    step = CQL.step
 
     @torch.no_grad()
     def target(self, batch: Batch) -> Tensor:

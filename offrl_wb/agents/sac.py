@@ -152,7 +152,7 @@ def next_value(next_q: Tensor, log_prob: Tensor, temperature: Tensor | None) -> 
         value = soft_value(value, log_prob, temperature)
     return max_backup(value)
 
-# %% ../../nbs/agents/07_sac.ipynb #51e25486
+# %% ../../nbs/agents/07_sac.ipynb #b9ad186c
 def minibatches(batch: Batch, updates: int) -> list[Batch]:
     """`batch` cut into equal parts along its rows; `InputError` where that does not go."""
     rows = batch.reward.shape[1]
@@ -163,7 +163,7 @@ def minibatches(batch: Batch, updates: int) -> list[Batch]:
         )
     size = rows // updates
     parts = [slice(u * size, (u + 1) * size) for u in range(updates)]
-    return [Batch(*(None if f is None else f[:, part] for f in batch)) for part in parts]
+    return [Batch._make(None if f is None else f[:, part] for f in batch) for part in parts]
 
 # %% ../../nbs/agents/07_sac.ipynb #fff312a7
 def actor_loss(

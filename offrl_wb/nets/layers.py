@@ -6,13 +6,13 @@
 __all__ = ['INITIALISATIONS', 'Slot', 'Weights', 'owners', 'stack', 'polyak', 'keep', 'per_replica', 'draw_linear', 'slots_of',
            'MLP', 'initialise', 'forward']
 
-# %% ../../nbs/nets/01_layers.ipynb #4670251a
+# %% ../../nbs/nets/01_layers.ipynb #71db1090
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from ..core.errors import InputError
 
-# %% ../../nbs/nets/01_layers.ipynb #f19933d2
+# %% ../../nbs/nets/01_layers.ipynb #ae1f7b45
 class Weights:
     """The numbers of `R` networks of one architecture, end to end in one flat tensor.
 
@@ -34,7 +34,7 @@ class Weights:
         self._sizes = [math.prod(shape) for shape in self.shapes.values()]
         # Made once and kept: views stay true while `flat` is changed in place, as training does.
         self._owner: Tensor | None = None
-        self._views: tuple[Tensor, MLP, list[list[Tensor]]] | None = None
+        self._views: tuple[Tensor, MLP, list[_Layer]] | None = None
         self._frozen: Weights | None = None
         if flat.shape != (sum(self._sizes),):
             raise InputError(
@@ -348,21 +348,12 @@ def initialise(
     blocks = {name: torch.stack([r[name] for r in replicas]) for name in replicas[0]}
     return Weights.from_tensors(blocks).to(dtype, device)
 
-# %% ../../nbs/nets/01_layers.ipynb #c3bc0ec6
+# %% ../../nbs/nets/01_layers.ipynb #aef95c6b
 def _narrow(tensor: Tensor, columns: int) -> bool:
     """Whether a CPU's matrix product with so few result columns is faster transposed."""
     if tensor.device.type != "cpu" or columns >= 32 or columns % 16 == 0:
         return False
     return columns > 1 or tensor.ndim == 3
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """`left @ right` for matrices or batches of them."""
-    if left.shape[-1] == 1:
-        return left * right
-    if _narrow(left, right.shape[-1]):
-        return (right.mT @ left.mT).mT
-    return left @ right
 
 
 def _dense(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -380,14 +371,14 @@ def _activate(values: Tensor, activation: str) -> Tensor:
         return functional.relu(values)
     return torch.tanh(values) if activation == "tanh" else functional.gelu(values)
 
-# %% ../../nbs/nets/01_layers.ipynb #2d7923a8
+# %% ../../nbs/nets/01_layers.ipynb #1b6ff1dc
 def _by_layer(net: MLP, blocks: list[Tensor]) -> list[list[Tensor]]:
     """Per layer: weight, bias, and LayerNorm's scale and shift."""
     step = 4 if net.layer_norm else 2
     return [blocks[start : start + step] for start in range(0, len(blocks), step)]
 
 
-def _views(net: MLP, flat: Tensor, groups: int) -> list[list[Tensor]]:
+def _slots(net: MLP, flat: Tensor, groups: int) -> list[list[Tensor]]:
     """The layers of `G` networks as views of `flat`, which is not recorded by autograd."""
     return _by_layer(net, [flat.as_strided(*slot) for slot in net._plan(groups)])
 
@@ -427,25 +418,52 @@ def _plain(
         hidden = _activate(hidden, net.activation)
     return hidden
 
-# %% ../../nbs/nets/01_layers.ipynb #73655a3a
+# %% ../../nbs/nets/01_layers.ipynb #30db77bb
+class _Layer(NamedTuple):
+    """A layer of `G` networks as its products want it: views of the weights, without gradients."""
+
+    weight: Tensor
+    bias: Tensor  # with an axis for the rows of a batch
+    turned: Tensor  # the weight, transposed
+    norm: list[Tensor]  # LayerNorm's scale and shift, if any
+    narrow: bool  # whether the transposed product is the faster one
+    dense: Callable[..., Tensor]  # bias + inputs @ weight
+    product: Callable[..., Tensor]
+
+
+def _ready(layers: list[list[Tensor]]) -> list[_Layer]:
+    """The layers, given as views, made ready for `_run` and `_gradients`."""
+    found = []
+    for weight, bias, *norm in layers:
+        narrow, single = _narrow(weight, weight.shape[-1]), weight.ndim == 2
+        if narrow or not single:
+            bias = bias.unsqueeze(-1 if narrow else -2)
+        dense, product = (torch.addmm, torch.mm) if single else (torch.baddbmm, torch.bmm)
+        found.append(_Layer(weight, bias, weight.mT, norm, narrow, dense, product))
+    return found
+
+# %% ../../nbs/nets/01_layers.ipynb #a524b8b5
 def _run(
     net: MLP,
-    layers: list[list[Tensor]],
+    layers: list[_Layer],
     hidden: Tensor,
     masks: tuple[Tensor, ...],
     saved: list[Tensor],
 ) -> Tensor:
     """The network on grouped inputs, in place where it can be; what a backward pass needs in
     `saved`."""
-    relu = net.activation == "relu"
-    for layer, (weight, bias, *norm) in enumerate(layers):
+    relu, last = net.activation == "relu", len(net.hidden)
+    for number, layer in enumerate(layers):
         saved.append(hidden)
-        hidden = _dense(hidden, weight, bias)
-        if layer == len(net.hidden):
+        if layer.narrow:
+            hidden = layer.dense(layer.bias, layer.turned, hidden.mT).mT
+        else:
+            hidden = layer.dense(layer.bias, hidden, layer.weight)
+        if number == last:
             break
         if masks:
-            hidden.mul_(masks[layer].reshape(hidden.shape)).div_(1 - net.dropout)
-        if norm:
+            hidden.mul_(masks[number].reshape(hidden.shape)).div_(1 - net.dropout)
+        if norm := layer.norm:
             normed, mean, inverse = torch.native_layer_norm(
                 hidden, hidden.shape[-1:], None, None, net.norm_epsilon
             )
@@ -464,7 +482,7 @@ class _Fused(torch.autograd.Function):
         flat: Tensor,
         inputs: Tensor,
         net: MLP,
-        layers: list[list[Tensor]],
+        layers: list[_Layer],
         masks: tuple[Tensor, ...],
     ) -> Tensor:
         saved: list[Tensor] = []
@@ -476,50 +494,61 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         flat, inputs, *saved = ctx.saved_tensors  # unpacking also checks that none has changed
-        arguments = (ctx.net, ctx.layers, flat, inputs, ctx.masks, gradient, ctx.needs_input_grad)
+        arguments = (ctx.net, flat, inputs, ctx.masks, gradient, ctx.needs_input_grad)
         if torch.is_grad_enabled():
             return *_gradients_with_graph(*arguments), None, None, None
-        return *_gradients(*arguments, saved), None, None, None
+        return *_gradients(*arguments, ctx.layers, saved), None, None, None
 
-# %% ../../nbs/nets/01_layers.ipynb #4b2b9866
+# %% ../../nbs/nets/01_layers.ipynb #ce48896b
 def _gradients(
     net: MLP,
-    layers: list[list[Tensor]],
     flat: Tensor,
     inputs: Tensor,
     masks: tuple[Tensor, ...],
     gradient: Tensor,
     wanted: Sequence[bool],
+    layers: list[_Layer],
     saved: list[Tensor],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients with respect to the flat weights and to the inputs, each only if wanted."""
     into = torch.empty_like(flat) if wanted[0] else None
-    slots = _views(net, into, inputs.shape[0] * net.members) if into is not None else []
-    output = gradient  # of the layer at hand, after its activation; the last layer has none
-    for layer in range(len(net.hidden), -1, -1):
-        if layer < len(net.hidden):
+    slots = _slots(net, into, inputs.shape[0] * net.members) if into is not None else []
+    output, last = gradient, len(net.hidden)  # `output` is of a layer, after its activation
+    for number in range(last, -1, -1):
+        layer = layers[number]
+        if number < last:
             gradient = _through_activation(net, output, gradient)
             if net.layer_norm:
                 norm = [saved.pop() for _ in range(4)]
-                slot = slots[layer] if slots else []
-                gradient = _through_norm(gradient, norm, layers[layer], slot)
+                slot = slots[number] if slots else []
+                gradient = _through_norm(gradient, norm, layer.norm[0], slot)
             if masks:
-                gradient = gradient.mul_(masks[layer].reshape(gradient.shape)).div_(1 - net.dropout)
+                kept = masks[number].reshape(gradient.shape)
+                gradient = gradient.mul_(kept).div_(1 - net.dropout)
         output = saved.pop()
         if slots:
-            _weight_gradient(output, gradient, slots[layer][0])
-            torch.sum(gradient, -2, out=slots[layer][1])
-        if layer or wanted[1]:
-            gradient = _product(gradient, layers[layer][0].mT)
+            _weight_gradient(output, gradient, slots[number][0], layer)
+            torch.sum(gradient, -2, out=slots[number][1])
+        if number or wanted[1]:
+            gradient = _input_gradient(gradient, layer)
     return into, _to_inputs(net, inputs, gradient) if wanted[1] else None
 
-# %% ../../nbs/nets/01_layers.ipynb #242c340e
-def _weight_gradient(inputs: Tensor, gradient: Tensor, slot: Tensor) -> None:
+# %% ../../nbs/nets/01_layers.ipynb #5a56d691
+def _weight_gradient(inputs: Tensor, gradient: Tensor, slot: Tensor, layer: _Layer) -> None:
     """Write `inputs^T gradient` into `slot`."""
-    if _narrow(inputs, gradient.shape[-1]):
-        slot.copy_((gradient.mT @ inputs).mT)
+    if layer.narrow:
+        slot.copy_(layer.product(gradient.mT, inputs).mT)
     else:
-        torch.matmul(inputs.mT, gradient, out=slot)
+        layer.product(inputs.mT, gradient, out=slot)
+
+
+def _input_gradient(gradient: Tensor, layer: _Layer) -> Tensor:
+    """`gradient weight^T`: an outer product where the layer has one output."""
+    if gradient.shape[-1] == 1:
+        return gradient * layer.turned
+    if _narrow(gradient, layer.turned.shape[-1]):
+        return layer.product(layer.weight, gradient.mT).mT
+    return layer.product(gradient, layer.turned)
 
 
 def _through_activation(net: MLP, output: Tensor, gradient: Tensor) -> Tensor:
@@ -532,14 +561,14 @@ def _through_activation(net: MLP, output: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _through_norm(
-    gradient: Tensor, norm: list[Tensor], layer: list[Tensor], slots: list[Tensor]
+    gradient: Tensor, norm: list[Tensor], scale: Tensor, slots: list[Tensor]
 ) -> Tensor:
     """LayerNorm's backward pass, with the gradients of its scale and shift into `slots`."""
     normed, inverse, mean, before = norm
     if slots:
         torch.sum(gradient * normed, -2, out=slots[2])
         torch.sum(gradient, -2, out=slots[3])
-    scaled = gradient * layer[2].unsqueeze(-2)
+    scaled = gradient * scale.unsqueeze(-2)
     return torch.ops.aten.native_layer_norm_backward(
         scaled, before, before.shape[-1:], mean, inverse, None, None, [True, False, False]
     )[0]
@@ -552,10 +581,9 @@ def _to_inputs(net: MLP, inputs: Tensor, gradient: Tensor) -> Tensor:
         return gradient.reshape(replicas, net.members, batch, width).sum(1)
     return gradient.reshape(inputs.shape)
 
-# %% ../../nbs/nets/01_layers.ipynb #83827c99
+# %% ../../nbs/nets/01_layers.ipynb #79cb9c5b
 def _gradients_with_graph(
     net: MLP,
-    layers: list[list[Tensor]],
     flat: Tensor,
     inputs: Tensor,
     masks: tuple[Tensor, ...],
@@ -570,18 +598,19 @@ def _gradients_with_graph(
         found = iter(torch.autograd.grad(output, asked, gradient, create_graph=True))
     return next(found) if wanted[0] else None, next(found) if wanted[1] else None
 
-# %% ../../nbs/nets/01_layers.ipynb #535ea334
+# %% ../../nbs/nets/01_layers.ipynb #bb663643
 def _named_layers(net: MLP, tensors: Mapping[str, Tensor], groups: int) -> list[list[Tensor]]:
     """The layers of `G` networks from a mapping of named tensors."""
     plan = zip(net._blocks, net._plan(groups), strict=True)
     return _by_layer(net, [tensors[name].reshape(slot[0]) for name, slot in plan])
 
 
-def _kept_layers(net: MLP, weights: Weights, groups: int) -> list[list[Tensor]]:
+def _kept_layers(net: MLP, weights: Weights, groups: int) -> list[_Layer]:
     """The layers as views of the weights' memory, without gradient, made once."""
     kept = weights._views
     if kept is None or kept[0] is not weights.flat or kept[1] is not net:
-        kept = weights._views = (weights.flat, net, _views(net, weights.flat.detach(), groups))
+        layers = _ready(_slots(net, weights.flat.detach(), groups))
+        kept = weights._views = (weights.flat, net, layers)
     return kept[2]
 
 
@@ -609,14 +638,14 @@ def forward(
     than it."""
     _check(net, weights, inputs)
     groups = inputs.shape[0] * net.members
-    if isinstance(weights, Mapping):
+    if not isinstance(weights, (Weights, Tensor)):
         output = _plain(net, _named_layers(net, weights, groups), _grouped(net, inputs), masks)
     else:
         if isinstance(weights, Weights):
             layers = _kept_layers(net, weights, groups)
             flat = weights.flat if flat is None else flat
         else:
-            layers, flat = _views(net, weights.detach().contiguous(), groups), weights
+            layers, flat = _ready(_slots(net, weights.detach().contiguous(), groups)), weights
         if net.activation == "gelu":
             output = _plain(net, _layers(net, flat, groups), _grouped(net, inputs), masks)
         elif torch.is_grad_enabled() and (flat.requires_grad or inputs.requires_grad):

@@ -1,16 +1,18 @@
-"""Updates a second of every agent beside its peers: `python tests/benchmarks/bench_agents.py`.
+"""Updates a second of our agents beside their peers: `python tests/benchmarks/bench_agents.py`.
 
-Batch 256, 17 + 6 dimensions, layers of 256 as the peer has them; an update includes drawing its
-batch. Contestants take turns, round after round, and a ratio is the median over rounds of "ours
-divided by the peer's" in the same round. Two tables: as PyTorch comes, and with the matmul switch
-(`torch.set_float32_matmul_precision("medium")`) on both sides. Run it on a quiet machine:
+Batch 256, 17 + 6 dimensions, layers of 256 as the peer has them, two threads; an update includes
+drawing its batch. Contestants take turns, round after round, and a ratio is the median over rounds
+of "ours divided by the peer's" in the same round. Two tables: as PyTorch comes, and with the matmul
+switch (`torch.set_float32_matmul_precision("medium")`) on both sides. Run it on a quiet machine:
 
     OFFRL_WB_CORL=/path/to/CORL OFFRL_WB_D3RLPY=/path/to/env/bin/python \\
     OFFRL_WB_JAX=/path/to/jaxenv/bin/python OFFRL_WB_JAX_CORL=/path/to/JAX-CORL \\
-    python tests/benchmarks/bench_agents.py [--agents iql,td3_bc] [--device cuda] [--profile]
+    python tests/benchmarks/bench_agents.py [ROW ...] [--peer corl] [--switch off]
 
-What is not given is left out and named. On a GPU, TF32 is off in the first table and on in the
-second. `--profile` says where the time of our own update goes.
+Rows: agents (iql, td3_bc, cql, sac_n; bc and cal_ql on demand), `replicas` (eight small networks at
+once against eight runs in turn), `precision` (what the switch does to a product), `profile` (where
+the time of our IQL goes). What is not given is left out and named. d3rlpy runs in the first table
+only, unless it is asked for by `--peer`; the memory benchmark is `bench_memory.py`.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,12 +38,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from offrl_wb.data.dataset import Dataset
-from offrl_wb.train.agent import agent_module, agent_names, agent_spec, make_agent
+from offrl_wb.train.agent import agent_module, agent_spec, make_agent
 from offrl_wb.train.loop import Loop
 from offrl_wb.train.replay import Transitions
 from tests.benchmarks import peer_corl
 
 Updates = Callable[[int], None]
+Seconds = Callable[[int], float]
 SIZE, SEEN, DONE = 100_000, 17, 6
 DEEP = (256, 256, 256)  # CORL's files of these agents have three hidden layers
 OURS: dict[str, dict[str, Any]] = {
@@ -53,12 +56,14 @@ OURS: dict[str, dict[str, Any]] = {
     "sac_n": {"actor_hidden": DEEP, "critic_hidden": DEEP, "critics": 10},
 }
 TARGETS = {
-    ("CORL", "td3_bc"): 1.5,
-    ("CORL", "iql"): 1.5,
-    ("CORL", "cql"): 1.2,
-    ("CORL", "sac_n"): 1.2,
+    ("corl", "td3_bc"): 1.5,
+    ("corl", "iql"): 1.5,
+    ("corl", "cql"): 1.2,
+    ("corl", "sac_n"): 1.2,
 }
-JAX = ("iql", "td3_bc")
+AGENTS = ("td3_bc", "iql", "cql", "sac_n")
+PEERS = ("corl", "d3rlpy", "jax_corl")
+JAX = ("iql",)
 
 
 def made_data() -> dict[str, np.ndarray]:
@@ -99,21 +104,18 @@ def ours(
     data: dict[str, np.ndarray],
     batch_size: int = 256,
     replicas: int = 1,
-    device: str = "cpu",
     **settings: Any,
 ) -> Updates:
     """Our updates, as a run does them: batches drawn, diverged replicas watched for."""
     log = made_log(data, returns=name == "cal_ql")
     config = replace(agent_module(name).Config(), **settings)
-    agent = make_agent(name, agent_spec(log), config, range(replicas), device)
-    loop = Loop(agent, Transitions(log, device=device), batch_size)
+    agent = make_agent(name, agent_spec(log), config, range(replicas))
+    loop = Loop(agent, Transitions(log), batch_size)
 
     def updates(count: int) -> None:
         loop.advance(count)
-        if device != "cpu":
-            torch.cuda.synchronize()
 
-    updates(128 if device != "cpu" else 8)
+    updates(8)
     return updates
 
 
@@ -122,16 +124,19 @@ class Worker:
 
     def __init__(self, peer: str, python: str, agent: str, precision: str, file: str) -> None:
         words = [python, str(Path(__file__).with_name("peer_worker.py")), peer, agent, "256"]
+        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*words, THREADS, precision, file],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self.errors,
             text=True,
         )
         if self._answer() != "ready":
-            told = self.process.stderr.read() if self.process.stderr else ""
-            raise RuntimeError(f"{peer} does not start: {told.strip().splitlines()[-1:]}")
+            self.process.wait()
+            self.errors.seek(0)
+            said = self.errors.read().strip().splitlines() or ["it says nothing"]
+            raise RuntimeError(f"does not start: {said[-1]}")
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
@@ -148,9 +153,10 @@ class Worker:
         """End the peer's process."""
         self.process.kill()
         self.process.wait()
+        self.errors.close()
 
 
-def stopwatch(updates: Updates) -> Callable[[int], float]:
+def stopwatch(updates: Updates) -> Seconds:
     """Seconds of so many updates."""
 
     def seconds(count: int) -> float:
@@ -162,13 +168,16 @@ def stopwatch(updates: Updates) -> Callable[[int], float]:
 
 
 def in_turn(
-    contestants: dict[str, Callable[[int], float]], rounds: int, pause: float
+    contestants: dict[str, Seconds], rounds: int, pause: float, least: int = 8
 ) -> dict[str, np.ndarray]:
-    """Updates a second of each contestant in each round; a turn takes about `pause` seconds."""
+    """Updates a second of each contestant in each round; a turn takes about `pause` seconds.
+
+    A turn is of a multiple of `least` updates, or of half of it where that takes longer.
+    """
     counts = {}
     for name, seconds in contestants.items():
-        seconds(8)
-        counts[name] = max(8, int(pause / seconds(16) * 16) // 8 * 8)
+        seconds(least)
+        counts[name] = max(least // 2, int(pause / seconds(least)) * least)
     rates: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds):
         names = list(contestants)[:: 1 if number % 2 else -1]
@@ -185,54 +194,44 @@ def told(
     if base is not None:
         ratio = rates / base
         line += f"   {np.median(ratio):5.2f}  [{ratio.min():.2f}, {ratio.max():.2f}]"
-    print(line + (f"  target {target:g}" if target else ""), flush=True)
+        if target:
+            line += f"  target {target:g}: {'met' if np.median(ratio) >= target else 'missed'}"
+    print(line, flush=True)
 
 
 def peers_of(
-    name: str, data: dict[str, np.ndarray], precision: str, device: str, file: str
-) -> tuple[dict[str, Callable[[int], float]], list[Worker], list[str]]:
+    name: str, data: dict[str, np.ndarray], wanted: Sequence[str], precision: str, file: str
+) -> tuple[dict[str, Seconds], list[Worker], list[str]]:
     """The peers that can be had: stopwatches, processes to end, and why others are missing."""
-    found: dict[str, Callable[[int], float]] = {}
+    found: dict[str, Seconds] = {}
     workers, missing = [], []
-    try:
-        updates = peer_corl.make(name, data, 256, device)
-
-        def corl(count: int) -> None:
-            updates(count)
-            if device != "cpu":
-                torch.cuda.synchronize()
-
-        found["CORL"] = stopwatch(corl)
-    except (FileNotFoundError, KeyError) as problem:
-        missing.append(f"CORL: {problem}")
-    for peer, variable in (("d3rlpy", "OFFRL_WB_D3RLPY"), ("jax_corl", "OFFRL_WB_JAX")):
-        python = os.environ.get(variable)
-        if not python or (peer == "jax_corl" and name not in JAX):
-            missing.append(f"{peer}: {variable} is not set" if not python else f"{peer}: not timed")
+    for peer in wanted:
+        if peer == "jax_corl" and name not in JAX:
             continue
         try:
-            workers.append(Worker(peer, python, name, precision, file))
+            if peer == "corl":
+                found[peer] = stopwatch(peer_corl.make(name, data, 256, "cpu"))
+                continue
+            variable = {"d3rlpy": "OFFRL_WB_D3RLPY", "jax_corl": "OFFRL_WB_JAX"}[peer]
+            if not os.environ.get(variable):
+                raise FileNotFoundError(f"{variable} names no Python")
+            workers.append(Worker(peer, os.environ[variable], name, precision, file))
             found[peer] = workers[-1].seconds
-        except (RuntimeError, OSError) as problem:
+        except (RuntimeError, OSError, KeyError) as problem:
             missing.append(f"{peer}: {problem}")
     return found, workers, missing
 
 
 def beside_peers(
-    name: str,
-    data: dict[str, np.ndarray],
-    precision: str,
-    options: argparse.Namespace,
-    file: str,
+    name: str, data: dict[str, np.ndarray], precision: str, options: argparse.Namespace, file: str
 ) -> None:
     """The rows of one agent."""
-    mine = {"ours": stopwatch(ours(name, data, device=options.device, **OURS[name]))}
+    wanted = options.peer or [p for p in PEERS if p != "d3rlpy" or precision == "highest"]
+    updates = ours(name, data, **OURS[name])
+    mine = {"ours": stopwatch(updates)}
     if name == "iql":
-        many = 4 if options.device == "cpu" else 64
-        mine[f"ours, {many} replicas"] = stopwatch(
-            ours(name, data, replicas=many, device=options.device, **OURS[name])
-        )
-    peers, workers, missing = peers_of(name, data, precision, options.device, file)
+        mine["ours, 4 replicas"] = stopwatch(ours(name, data, replicas=4, **OURS[name]))
+    peers, workers, missing = peers_of(name, data, wanted, precision, file)
     try:
         rates = in_turn(mine | peers, options.rounds, options.seconds)
     finally:
@@ -243,102 +242,152 @@ def beside_peers(
         told(f"{name}: {peer}", rates[peer])
         target = TARGETS.get((peer, name), 2.0 if peer == "d3rlpy" else None)
         told(f"    ours / {peer}", rates["ours"], rates[peer], target)
-    for label in [label for label in mine if "replicas" in label]:
-        many = int(label.split()[1])
-        told(f"{name}: {label}, in aggregate", many * rates[label])
+    if "ours, 4 replicas" in rates:
+        told(f"{name}: ours, 4 replicas, in aggregate", 4 * rates["ours, 4 replicas"])
         for peer in peers:
-            told(f"    {label} / {peer}", many * rates[label], rates[peer])
-    for reason in missing:
-        print(f"    left out: {reason}")
+            target = 1.0 if peer == "jax_corl" else None
+            told(f"    4 replicas / {peer}", 4 * rates["ours, 4 replicas"], rates[peer], target)
+    flops = operations(updates)
+    most = product_rate() * 1e9 / flops
+    line = f"    {flops / 1e6:.0f} MFLOP; its products alone, at full speed: {most:.1f}"
+    line += "".join(f", {most / np.median(rates[peer]):.2f} x {peer}" for peer in peers)
+    print(line + "".join(f"\n    left out: {reason}" for reason in missing), flush=True)
 
 
 def replica_row(data: dict[str, np.ndarray], options: argparse.Namespace) -> None:
     """Eight replicas of small networks against eight runs one after another."""
-    small = dict(hidden=(64, 64))
-    given = dict(batch_size=64, device=options.device)
-    alone = stopwatch(ours("iql", data, **given, **small))
-    eight = stopwatch(ours("iql", data, replicas=8, **given, **small))
+    small: dict[str, Any] = dict(batch_size=64, hidden=(64, 64))
+    alone = stopwatch(ours("iql", data, **small))
+    eight = stopwatch(ours("iql", data, replicas=8, **small))
     rates = in_turn({"one": alone, "eight": eight}, options.rounds, options.seconds)
     told("iql, 64 x 64, batch 64: one replica", rates["one"])
     told("    eight replicas, in aggregate", 8 * rates["eight"])
     told("    the same / eight runs in turn", 8 * rates["eight"], rates["one"], 3.5)
 
 
-def matmul_rate(device: str, seconds: float = 1.0) -> float:
-    """GFLOP/s of the product of two 256 x 256 matrices (four of 4096 on a GPU)."""
-    size = 256 if device == "cpu" else 4096
-    one, two = (torch.randn(size, size, device=device) for _ in range(2))
-    out, count, started = torch.empty_like(one), 0, time.perf_counter()
-    while time.perf_counter() - started < seconds:
-        for _ in range(20):
+def product_rate(seconds: float = 0.5) -> float:
+    """GFLOP/s of the product of two 256 x 256 matrices: the best of many short turns."""
+    one, two, out = (torch.randn(256, 256) for _ in range(3))
+    best, started = 1e9, time.perf_counter()
+    while (turn := time.perf_counter()) - started < seconds:
+        for _ in range(8):
             torch.mm(one, two, out=out)
-        if device != "cpu":
-            torch.cuda.synchronize()
-        count += 20
-    return 2 * size**3 * count / (time.perf_counter() - started) / 1e9
+        best = min(best, (time.perf_counter() - turn) / 8)
+    return 2 * 256**3 / best / 1e9
 
 
-def profile(name: str, data: dict[str, np.ndarray], options: argparse.Namespace) -> None:
-    """Floating-point operations, share of the measured peak, and where the rest goes."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as profiled
+def operations(updates: Updates) -> float:
+    """Floating-point operations of the products of one update, counted over two."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    updates = ours(name, data, device=options.device, **OURS[name])
     with FlopCounterMode(display=False) as counter:
-        ours(name, data, device="cpu", **OURS[name])
-    flops = counter.get_total_flops() / 8  # `ours` warms up by eight updates on a CPU
-    rate = float(np.median(in_turn({"ours": stopwatch(updates)}, 5, options.seconds)["ours"]))
-    peak = matmul_rate(options.device)
-    share = flops * rate / 1e9 / peak
-    print(f"\n{name}: {flops / 1e6:.0f} MFLOP an update, {rate:.0f} updates/s;", end=" ")
-    print(f"measured peak {peak:.0f} GFLOP/s, of which {share:.0%} is used")
-    activities = [ProfilerActivity.CPU]
-    if options.device != "cpu":
-        activities.append(ProfilerActivity.CUDA)
-    with profiled(activities=activities) as seen:
+        updates(2)
+    return counter.get_total_flops() / 2
+
+
+def precision_rows() -> None:
+    """The relative error of the products in use, against float64, without and with the switch."""
+    shapes = {
+        "first layer, forward": ((256, 23), (23, 256)),
+        "hidden layer, forward": ((256, 256), (256, 256)),
+        "two critics at once": ((2, 256, 256), (2, 256, 256)),
+        "first layer, its gradient": ((23, 256), (256, 256)),
+        "last layer, forward": ((256, 256), (256, 12)),
+    }
+    print(f"\n{'relative error of a product':<44} {'off':>9} {'on':>9}")
+    for label, (left, right) in shapes.items():
+        one, two = torch.randn(left), torch.randn(right)
+        exact, errors = one.double() @ two.double(), []
+        for precision in ("highest", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            apart = (one @ two).double() - exact
+            errors.append(float(apart.norm() / exact.norm()))
+        print(f"{label:<44} {errors[0]:>9.1e} {errors[1]:>9.1e}")
+    torch.set_float32_matmul_precision("highest")
+
+
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+
+
+def profile_rows(data: dict[str, np.ndarray], options: argparse.Namespace) -> None:
+    """Where the time of one update of our IQL goes."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    updates = ours("iql", data, **OURS["iql"])
+    flops = operations(updates)
+    rates = in_turn({"ours": stopwatch(updates)}, options.rounds, options.seconds)["ours"]
+    whole, peak = 1e3 / float(np.median(rates)), product_rate()
+    with profiled(activities=[ProfilerActivity.CPU]) as seen:
         updates(64)
-    events = seen.key_averages()
-    kernels = sum(e.count for e in events if e.key.startswith("aten::")) / 64
-    print(f"operations an update: {kernels:.0f}")
-    order = "self_cpu_time_total" if options.device == "cpu" else "self_device_time_total"
-    print(events.table(sort_by=order, row_limit=16, max_name_column_width=44))
+    events = [e for e in seen.key_averages() if e.key.startswith("aten::")]
+    spent = {e.key: e.self_cpu_time_total / 64e3 for e in events}
+    products = sum(spent.get(name, 0.0) for name in PRODUCTS)
+    count, others = sum(e.count for e in events) / 64, sum(spent.values()) - products
+    print(f"\niql, one replica: {flops / 1e6:.0f} MFLOP in {whole:.2f} ms an update;", end="")
+    print(f" the largest speed of a 256 x 256 product is {peak:.0f} GFLOP/s")
+    for label, time_of in (
+        ("all products at that speed", flops / peak / 1e6),
+        ("the products, profiled", products),
+        (f"{count:.0f} other operations, profiled", others),
+        ("Python and autograd between them", max(0.0, whole - products - others)),
+    ):
+        print(f"    {label:<40} {time_of:>7.2f} ms")
+    for name in sorted(spent, key=lambda name: -spent[name])[:12]:
+        calls = next(e.count for e in events if e.key == name) / 64
+        print(f"        {name:<34} {spent[name]:>7.3f} ms {calls:>6.1f} calls")
 
 
 def main() -> None:
+    known = (*OURS, "replicas", "precision", "profile")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--agents", default=",".join(OURS), help="names, separated by commas")
-    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"of {', '.join(known)}")
+    parser.add_argument("--peer", action="append", choices=PEERS, help="only this one; repeatable")
+    parser.add_argument("--switch", default="both", choices=("off", "on", "both"))
     parser.add_argument("--threads", type=int, default=2, help="of every contestant")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of every contestant")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of a turn, about")
-    parser.add_argument("--profile", action="store_true", help="where our own time goes")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of every contestant")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of a turn, about")
     options = parser.parse_args()
+    rows = options.rows or [*AGENTS, "replicas", "precision", "profile"]
+    if unknown := [row for row in rows if row not in known]:
+        parser.error(f"there is no row {unknown[0]}: the rows are {', '.join(known)}")
     torch.set_num_threads(options.threads)
-    data, names = made_data(), options.agents.split(",")
-    about = dict(torch=torch.__version__, threads=options.threads, device=options.device)
-    about |= {"capability": torch.backends.cpu.get_cpu_capability()}
-    if options.device == "cuda":
-        about["device"] = torch.cuda.get_device_name()
-    print(json.dumps(about))
+    data = made_data()
+    about = dict(torch=torch.__version__, threads=options.threads)
+    print(json.dumps(about | {"capability": torch.backends.cpu.get_cpu_capability()}))
     with tempfile.TemporaryDirectory() as folder:
-        file = f"{folder}/data.npz"
-        np.savez(file, **data)
+        np.savez(f"{folder}/data.npz", **data)  # type: ignore[arg-type]
         for precision in ("highest", "medium"):
+            if options.switch == ("off" if precision == "medium" else "on"):
+                continue
             torch.set_float32_matmul_precision(precision)
-            switch = "on both sides" if precision == "medium" else "off"
-            print(f"\nmatmul switch {switch}", end="")
-            print(f", peak {matmul_rate(options.device):.0f} GFLOP/s")
-            print(f"{'':<44} {'updates/s':>9}   ratio  [range over {options.rounds} rounds]")
-            for name in [n for n in names if n in OURS]:
-                if name not in agent_names():
-                    print(f"{name}: there is no such agent here")
-                    continue
-                beside_peers(name, data, precision, options, file)
+            table(rows, data, precision, options, f"{folder}/data.npz")
+    torch.set_float32_matmul_precision("highest")
+    if "precision" in rows:
+        precision_rows()
+    if "profile" in rows:
+        profile_rows(data, options)
+
+
+def table(
+    rows: Sequence[str],
+    data: dict[str, np.ndarray],
+    precision: str,
+    options: argparse.Namespace,
+    file: str,
+) -> None:
+    """The rows of one setting of the switch."""
+    chosen = [row for row in rows if row in OURS or row == "replicas"]
+    if not chosen:
+        return
+    switch = "on, on both sides" if precision == "medium" else "off"
+    print(f"\nmatmul switch {switch}: a 256 x 256 product at {product_rate():.0f} GFLOP/s")
+    print(f"{'':<44} {'updates/s':>9}   ratio  [range over {options.rounds} rounds]", flush=True)
+    for row in chosen:
+        if row == "replicas":
             replica_row(data, options)
-            if options.profile:
-                for name in names:
-                    profile(name, data, options)
+        else:
+            beside_peers(row, data, precision, options, file)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,13 +54,14 @@ def status(name: str) -> int:
     raise LookupError(name)
 
 
-def released() -> None:
-    """Give back what has been freed."""
+def released(seconds: float = 2.5) -> None:
+    """Give back what has been freed; Polars' allocator does so after one and a half seconds."""
     import ctypes
     import gc
 
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
+    time.sleep(seconds)
 
 
 def train(folder: Path, keep_log: bool, updates: int) -> dict[str, int]:

@@ -78,21 +78,21 @@ def jax_corl_module(agent):
 
 def jax_corl_updates(agent, data, batch_size, threads, precision):
     """JAX-CORL's `update_n_times`, compiled, on the whole data set, eight updates to a call."""
+    # XLA makes as many threads as the process may use cores: there is no other setting.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import jax
     import jax.numpy as jnp
 
-    if threads == 1:
-        raise SystemExit("XLA's threads cannot be set here: pin the process to one core instead")
+    if os.environ.get("OFFRL_WB_JAX_DEVICE") == "gpu":
+        jax.devices("gpu")  # where JAX sees none, it says so here
+        spoken = {"highest": "highest", "high": "tensorfloat32", "medium": "tensorfloat32"}
+        jax.config.update("jax_default_matmul_precision", spoken[precision])
     module = jax_corl_module(agent)
     config = module.config
     config.batch_size = batch_size
-    dataset = module.Transition(
-        observations=jnp.array(data["observations"]),
-        actions=jnp.array(data["actions"]),
-        rewards=jnp.array(data["rewards"]),
-        next_observations=jnp.array(data["next_observations"]),
-        dones=jnp.array(data["terminals"]),
-    )
+    given = {"dones": "terminals", "dones_float": "terminals"}
+    fields = module.Transition._fields
+    dataset = module.Transition(**{n: jnp.array(data[given.get(n, n)]) for n in fields})
     kind, create = {
         "iql": ("IQL", "create_iql_train_state"),
         "td3_bc": ("TD3BC", "create_td3bc_train_state"),
