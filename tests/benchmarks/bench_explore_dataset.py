@@ -175,7 +175,7 @@ def page_table(moves: int, path: str) -> None:
             print(row(name, latencies(shown, move, moves), 300), flush=True)
             if name == "brush the returns":
                 shown.page.get_by_role("button", name="Clear selection").click()
-                shown.quiet()
+                shown.settle()
         print(f"points on the page: {shown.points():,} (limit 20 000); problems: {shown.problems}")
         shown.close()
         browser.close()

@@ -31,11 +31,6 @@ class ShownDataset(Shown):
         """Open a tab with the mouse."""
         self.page.locator(f"{ROOT} .lm-TabBar-tab").filter(has_text=title).click()
         self.page.wait_for_function(ALL_FIT)
-        self.quiet()
-
-    def quiet(self) -> None:
-        """Wait until nothing has been drawn for half a second, and the kernel is idle."""
-        self.page.wait_for_function(IDLE)
         self.settle()
 
     def row(self, label: str) -> Any:
@@ -131,10 +126,6 @@ LISTEN_TO_ALL = """() => {
     plot.on("plotly_afterplot", () => {
       window.drawn += 1; window.lastDrawn = performance.now();
     });
-}"""
-IDLE = """() => {
-  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel;
-  return kernel && kernel.status === "idle";
 }"""
 FIELD = """([plot, index, field]) => {
   const plain = (value) =>

@@ -160,8 +160,12 @@ class Shown:
         self.page.close()
 
     def settle(self) -> None:
-        """Wait until the plot has been still for half a second."""
-        self.page.wait_for_function("performance.now() - window.lastDrawn > 500")
+        """Wait until for half a second nothing was drawn, and nothing asked of the kernel.
+
+        A slider sends a value once its last one is answered: on a loaded machine, the picture
+        can be still for longer than that between two values.
+        """
+        self.page.wait_for_function(STILL)
 
     def trace(self, index: int, field: str) -> list[Any]:
         script = TRACE
@@ -258,6 +262,14 @@ LISTEN = """() => {
   document.querySelector(".js-plotly-plot").on("plotly_afterplot", () => {
     window.drawn += 1; window.lastDrawn = performance.now();
   });
+}"""
+# A kernel's futures are the messages that wait for an answer, and the cells' own for good.
+STILL = """() => {
+  const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+  const asked = [...kernel._futures.values()].map((future) => future.msg.header.msg_type);
+  const now = performance.now();
+  if (kernel.status !== "idle" || asked.includes("comm_msg")) window.lastAsked = now;
+  return now - Math.max(window.lastDrawn, window.lastAsked ?? 0) > 500;
 }"""
 # Anything wider than what holds it, text that is cut off, and anything past the notebook's edge.
 OVERFLOWS = """() => {
