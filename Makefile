@@ -58,6 +58,7 @@ scale: $(READY)  ## the paper-scale experiments; resumable, an hour and a half o
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.glow_scale .glow_scale 2
 	$(BIN)/python -m offrl_wb.app.explore_glow .glow_gamma 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.ftpedel_scale .ftpedel_scale 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.tabular_riql .tabular_riql_scale 2
 
 benchmarks: $(READY)  ## timings; run them on a quiet machine
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done
