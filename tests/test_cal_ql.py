@@ -1,4 +1,4 @@
-"""Cal-QL: what the bound does, its fixed point, against a plain version, and what it is good for."""
+"""Cal-QL: what the bound does, its fixed point, a plain version, and what it is good for."""
 
 from dataclasses import replace
 
@@ -123,7 +123,7 @@ def test_the_minimiser_of_one_state_is_the_formula(targets, reference, weight, s
 
 
 def minimum_on_a_line(target, share, reference, weight):
-    """The logged action's value: it is pulled up by `weight` and pushed while above the reference."""
+    """The logged action's value: pulled up by `weight`, pushed while above the reference."""
     candidates = torch.stack(
         [target + weight, target + weight * (1 - share), torch.tensor(reference).double()]
     )
@@ -167,7 +167,7 @@ def test_a_replica_in_a_batch_of_sixteen_is_the_same_seed_alone():
 
 
 def test_its_values_do_not_fall_below_what_the_log_earned():
-    """One log, four seeds: CQL's values of its own actions lie below the log's returns, Cal-QL's do not."""
+    """One log, four seeds: CQL's values of its own actions lie below the log's returns."""
     sizes = dict(
         actor_hidden=(32, 32), critic_hidden=(32, 32), samples=3, discount=DISCOUNT, weight=5.0,
         backup_actions=1, actor_learning_rate=1e-3, critic_learning_rate=3e-3, polyak=0.02,

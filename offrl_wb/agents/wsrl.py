@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['CODE', 'NETWORKS', 'Config', 'WSRL', 'DiscreteWSRL', 'make', 'untrained_steps', 'matched', 'heir', 'fine_tuning',
-           'probe', 'success_rates', 'Watch', 'Study', 'Arm', 'arms', 'frozen_batch', 'common', 'pretrain', 'Course',
-           'run_arm', 'run_arms', 'Drift', 'drift']
+           'probe', 'success_rates', 'Watch', 'maze_logs', 'Study', 'offline_config', 'common_settings', 'Arm', 'arms',
+           'frozen_batch', 'watching', 'pretrain', 'scratch_phases', 'arm_phases', 'Course', 'run_arm', 'run_arms',
+           'Drift', 'rolled_out', 'drift']
 
-# %% ../../nbs/agents/10_wsrl.ipynb #813b9e68
+# %% ../../nbs/agents/10_wsrl.ipynb #25dd2657
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from .sac import SAC, DiscreteSAC
 from ..core.errors import InputError
 from ..core.random import stream
 from ..data.dataset import Dataset
+from ..data.views import Statistics, add_monte_carlo_returns, normalise
 from ..data.world_logs import maze_log
 from ..nets.critics import smallest
 from ..nets.losses import mean_loss, squared_error, td_target
@@ -107,7 +109,7 @@ def untrained_steps(warm_up: int, rows: int, share: float = 0.0) -> int:
         raise InputError(f"warm_up is {warm_up} and the share {share}: 0 or more, and 0 to 1")
     return max(warm_up, round(rows * (1 - share))) + 1
 
-# %% ../../nbs/agents/10_wsrl.ipynb #e21a222f
+# %% ../../nbs/agents/10_wsrl.ipynb #9ec6bbb9
 NETWORKS = (
     *("actor_hidden", "critic_hidden", "critics", "actor_layer_norm", "critic_layer_norm"),
     *("initialisation", "last_scale", "log_std", "log_std_low", "log_std_high", "discount"),
@@ -119,7 +121,7 @@ def matched(before: Any, **changes: Any) -> Config:
 
     `changes` are other settings. Raises `InputError` for an actor that cannot be taken over.
     """
-    same = {name: getattr(before, name) for name in NETWORKS if hasattr(before, name)}
+    same: dict[str, Any] = {n: getattr(before, n) for n in NETWORKS if hasattr(before, n)}
     if hasattr(before, "hidden"):  # IQL
         if before.policy != "gaussian" or not before.squash_mean:
             raise InputError("only a gaussian actor with squash_mean can be handed over from IQL")
@@ -140,7 +142,7 @@ def heir(before: Any, objective: str = "sac", **changes: Any) -> HandOverTo:
     kinds: dict[str, Any] = {"cal_ql": cal_ql.Config, "cql": cql.Config}
     if objective not in kinds:
         raise InputError(f"the objective is {objective!r}: pass sac, cal_ql or cql")
-    kept = {f.name: getattr(before, f.name) for f in fields(kinds[objective])}
+    kept: dict[str, Any] = {f.name: getattr(before, f.name) for f in fields(kinds[objective])}
     return hand_over(objective, kinds[objective](**(kept | changes)))
 
 # %% ../../nbs/agents/10_wsrl.ipynb #c0492784
@@ -225,7 +227,22 @@ class Watch:
             found[name] = success_rates(agent, UMaze(start=start), self.episodes)
         return found
 
-# %% ../../nbs/agents/10_wsrl.ipynb #f91e03b6
+# %% ../../nbs/agents/10_wsrl.ipynb #893a21ab
+def maze_logs(
+    seeds: Sequence[int], size: int, quality: float, discount: float, reward_scale: float = 1.0
+) -> list[Dataset]:
+    """A log of the maze for each of `seeds`, with returns to go; rewards times `reward_scale`."""
+    logs = [maze_log(size, quality, seed=seed, discount=discount) for seed in seeds]
+    if reward_scale == 1:
+        return logs
+    found = []
+    for log in logs:
+        plain = log.derive("without returns", {}, transitions=log.transitions.drop("mc_return"))
+        scaled = normalise(plain, statistics=Statistics(reward_scale=reward_scale)).dataset
+        found.append(add_monte_carlo_returns(scaled, discount, -reward_scale))
+    return found
+
+# %% ../../nbs/agents/10_wsrl.ipynb #2fb48749
 @dataclass(frozen=True)
 class Study:
     """Sizes of the experiment in the maze; `seeds` are the replicas.
@@ -237,7 +254,7 @@ class Study:
     seeds: tuple[int, ...] = tuple(range(8))
     quality: float = 0.1
     size: int = 8_000
-    offline_steps: int = 2_500
+    offline_steps: int = 2_000
     offline_batch: int = 64
     online_steps: int = 1_000
     batch_size: int = 32
@@ -246,44 +263,59 @@ class Study:
     width: int = 32
     weight: float = 0.5
     discount: float = 0.95
-    learning_rate: float = 1e-3
+    reward_scale: float = 1.0
+    critic_rate: float = 1e-3
+    actor_rate: float = 3e-4
+    temperature_rate: float = 1e-3
     polyak: float = 0.01
     episodes: int = 20
     every: int = 25
 
-    def offline_config(self) -> cal_ql.Config:
-        """Settings of Cal-QL's offline training."""
-        layers, rate = (self.width, self.width), self.learning_rate
-        nets = dict(actor_hidden=layers, critic_hidden=layers, critics=self.critics, subset=2)
-        nets |= dict(actor_layer_norm=True, critic_layer_norm=True, log_std="head")
-        nets |= dict(log_std_low=math.log(1e-5), log_std_high=math.log(10))
-        rates = dict(actor_learning_rate=0.3 * rate, critic_learning_rate=rate, polyak=self.polyak)
-        entropy = dict(temperature_learning_rate=rate, initial_temperature=0.1)
-        entropy |= dict(parametrisation="softplus", entropy_at="next_observation")
-        term = dict(weight=self.weight, samples=3, backup_actions=3, failure_reward=-1.0)
-        return cal_ql.Config(discount=self.discount, **nets, **rates, **entropy, **term)
-
-    def rates(self) -> dict[str, float]:
-        """What all online agents have in common."""
-        found = self.offline_config()
-        names = (
-            "polyak",
-            "actor_learning_rate",
-            "critic_learning_rate",
-            "temperature_learning_rate",
-        )
-        return {name: getattr(found, name) for name in (*names, "initial_temperature")}
-
     def logs(self) -> list[Dataset]:
         """A log for each seed."""
-        return [maze_log(self.size, self.quality, seed=seed) for seed in self.seeds]
+        return maze_logs(self.seeds, self.size, self.quality, self.discount, self.reward_scale)
 
-# %% ../../nbs/agents/10_wsrl.ipynb #21339e0a
+# %% ../../nbs/agents/10_wsrl.ipynb #c2212004
+def offline_config(study: Study) -> cal_ql.Config:
+    """Settings of Cal-QL's offline training."""
+    return cal_ql.Config(
+        actor_hidden=(study.width, study.width),
+        critic_hidden=(study.width, study.width),
+        critics=study.critics,
+        subset=2,
+        actor_layer_norm=True,
+        critic_layer_norm=True,
+        log_std="head",
+        log_std_low=math.log(1e-5),
+        log_std_high=math.log(10),
+        discount=study.discount,
+        **common_settings(study),
+        parametrisation="softplus",
+        entropy_at="next_observation",
+        weight=study.weight,
+        samples=3,
+        backup_actions=3,
+        failure_reward=-study.reward_scale,
+    )
+
+
+def common_settings(study: Study) -> dict[str, Any]:
+    """Learning rates and the like, which all agents of a study have in common."""
+    return dict(
+        polyak=study.polyak,
+        actor_learning_rate=study.actor_rate,
+        critic_learning_rate=study.critic_rate,
+        temperature_learning_rate=study.temperature_rate,
+        initial_temperature=0.1,
+    )
+
+# %% ../../nbs/agents/10_wsrl.ipynb #9b8f0d36
 @dataclass(frozen=True)
 class Arm:
     """One way of going on; see `fine_tuning`. `scratch`: RLPD, without anything from before.
 
     `least` 30: without warm-up, learning begins after an episode's length, as it does in the paper.
+    `updates`, `subset`: None for the study's.
     """
 
     label: str
@@ -293,6 +325,8 @@ class Arm:
     share: float = 0.0
     scratch: bool = False
     least: int = 30
+    updates: int | None = None
+    subset: int | None = None
 
 
 def arms(warm_up: int = 300) -> dict[str, Arm]:
@@ -310,7 +344,7 @@ def arms(warm_up: int = 300) -> dict[str, Arm]:
     )
     return {arm.label: arm for arm in found}
 
-# %% ../../nbs/agents/10_wsrl.ipynb #6b80deca
+# %% ../../nbs/agents/10_wsrl.ipynb #6a6bde04
 def frozen_batch(source: Transitions, replicas: int, rows: int = 256) -> Batch:
     """The offline probe: the same rows in every run."""
     generator = torch.Generator().manual_seed(0)
@@ -318,25 +352,65 @@ def frozen_batch(source: Transitions, replicas: int, rows: int = 256) -> Batch:
     return source.sample(uniform)
 
 
-def common(study: Study, source: Transitions) -> dict[str, Any]:
-    """What all runs of a study are given."""
-    watch = Watch(frozen_batch(source, len(study.seeds)), study.episodes)
-    told = dict(world="UMaze2D", dataset=f"quality={study.quality:g}")
-    told |= dict(return_discount=study.discount, failure_reward=-1.0)
-    return told | dict(episodes=0, log_every=study.every, watch=watch)
+def watching(study: Study, source: Transitions) -> dict[str, Any]:
+    """What all runs of a study are given; see `train`."""
+    return dict(
+        world="UMaze2D",
+        dataset=f"quality={study.quality:g}",
+        return_discount=study.discount,
+        failure_reward=-study.reward_scale,
+        statistics=Statistics(reward_scale=study.reward_scale),
+        episodes=0,
+        log_every=study.every,
+        watch=Watch(frozen_batch(source, len(study.seeds)), study.episodes),
+    )
 
 
 def pretrain(study: Study) -> tuple[dict[str, Tensor], pl.DataFrame]:
     """Cal-QL on the logs: the state to hand over, and records."""
-    logs, config = study.logs(), study.offline_config()
-    source = Transitions(logs)
+    logs = study.logs()
+    source, config = Transitions(logs), offline_config(study)
     agent = make_agent("cal_ql", agent_spec(logs[0]), config, study.seeds)
     phases = [Phase("offline", study.offline_steps, batch_size=study.offline_batch)]
-    given = common(study, source) | dict(log_every=max(study.offline_steps // 5, 1))
+    given = watching(study, source) | dict(log_every=max(study.offline_steps // 5, 1))
     run = train(agent, source, None, phases, system="offline", **given)
     return {name: tensor.clone() for name, tensor in agent.state().items()}, run.records
 
-# %% ../../nbs/agents/10_wsrl.ipynb #122aa96a
+# %% ../../nbs/agents/10_wsrl.ipynb #f58b0a91
+def scratch_phases(study: Study, arm: Arm) -> tuple[rlpd.Config, list[Phase]]:
+    """RLPD with the study's networks and rates: its settings, and its phases."""
+    config = rlpd.Config(
+        actor_hidden=(study.width, study.width),
+        critic_hidden=(study.width, study.width),
+        critics=study.critics,
+        updates=arm.updates or study.updates,
+        discount=study.discount,
+        backup_entropy=False,
+        **common_settings(study),
+    )
+    rows = dict(start=arm.warm_up, batch_size=study.batch_size)
+    return config, rlpd.online_phases(study.online_steps, config, **rows, share=arm.share)
+
+
+def arm_phases(study: Study, arm: Arm) -> list[Phase]:
+    """How an arm goes on from what was trained offline."""
+    changes = common_settings(study)
+    if arm.subset is not None:
+        changes |= dict(subset=arm.subset, replacement=arm.subset < study.critics)
+    return fine_tuning(
+        offline_config(study),
+        study.online_steps,
+        objective=arm.objective,
+        warm_up=arm.warm_up,
+        way=arm.way,
+        share=arm.share,
+        batch_size=study.batch_size,
+        updates=arm.updates or study.updates,
+        least=arm.least,
+        **changes,
+    )
+
+# %% ../../nbs/agents/10_wsrl.ipynb #406bfde7
 class Course(NamedTuple):
     """How an arm went: `records`, and where its replicas were, `visits` `(R, steps, 2)` in ±1."""
 
@@ -346,28 +420,21 @@ class Course(NamedTuple):
 
 def run_arm(study: Study, arm: Arm, state: Mapping[str, Tensor]) -> Course:
     """One arm from the handed-over `state` on; steps are counted from the switch."""
-    logs, before = study.logs(), study.offline_config()
-    source, given = Transitions(logs), dict(batch_size=study.batch_size, share=arm.share)
-    spec, seeds = agent_spec(logs[0]), study.seeds
+    logs = study.logs()
+    source, spec = Transitions(logs), agent_spec(logs[0])
+    start: dict[str, Tensor] | None = None
     if arm.scratch:
-        layers = dict(actor_hidden=before.actor_hidden, critic_hidden=before.critic_hidden)
-        layers |= dict(critics=study.critics, updates=study.updates, discount=study.discount)
-        config = rlpd.Config(**layers, **study.rates(), backup_entropy=False)
-        phases = rlpd.online_phases(study.online_steps, config, start=arm.warm_up, **given)
-        agent, start = make_agent("rlpd", spec, config, seeds), None
+        config, phases = scratch_phases(study, arm)
+        agent = make_agent("rlpd", spec, config, study.seeds)
     else:
-        settings: dict[str, Any] = dict(updates=study.updates) | study.rates()
-        switches = dict(objective=arm.objective, warm_up=arm.warm_up, way=arm.way, least=arm.least)
-        phases = fine_tuning(before, study.online_steps, **switches, **given, **settings)
-        agent, start = make_agent("cal_ql", spec, before, seeds), dict(state)
-    run = train(
-        agent, source, ENVIRONMENT, phases, start=start, system=arm.label, **common(study, source)
-    )
+        phases, start = arm_phases(study, arm), dict(state)
+        agent = make_agent("cal_ql", spec, offline_config(study), study.seeds)
+    told = watching(study, source) | dict(system=arm.label, start=start)
+    run = train(agent, source, ENVIRONMENT, phases, **told)
     assert run.buffer is not None
-    visits = run.buffer.newest(study.online_steps).observation.numpy()
-    return Course(run.records, visits)
+    return Course(run.records, run.buffer.newest(study.online_steps).observation.numpy())
 
-# %% ../../nbs/agents/10_wsrl.ipynb #4641d6f7
+# %% ../../nbs/agents/10_wsrl.ipynb #45e06c81
 def run_arms(
     study: Study, chosen: Sequence[Arm], state: Mapping[str, Tensor], workers: int = 1
 ) -> dict[str, Course]:
@@ -376,17 +443,34 @@ def run_arms(
     names = [arm.label for arm in chosen]
     if workers == 1:
         return dict(zip(names, map(one, chosen), strict=True))
-    single = dict(initializer=torch.set_num_threads, initargs=(1,))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), **single) as pool:
+    fresh = get_context("spawn")
+    with ProcessPoolExecutor(
+        workers, fresh, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         return dict(zip(names, pool.map(one, chosen), strict=True))
 
-# %% ../../nbs/agents/10_wsrl.ipynb #540aa616
+# %% ../../nbs/agents/10_wsrl.ipynb #ffa8266c
 class Drift(NamedTuple):
     """The offline probe during updates on a buffer that stays as it is, `(points, R)` each."""
 
     update: np.ndarray
     q: np.ndarray
     td: np.ndarray
+
+
+def rolled_out(
+    study: Study, state: Mapping[str, Tensor], lived: int, objective: str
+) -> tuple[Any, OnlineBuffer, Batch]:
+    """The heir with nothing learnt, `lived` steps of the frozen policy, and the offline probe."""
+    logs, before = study.logs(), offline_config(study)
+    source = Transitions(logs)
+    becomes = heir(before, objective, updates=study.updates, **common_settings(study))
+    phases = [Phase("warm-up", lived, act="policy", learn=False, becomes=becomes)]
+    agent = make_agent("cal_ql", agent_spec(logs[0]), before, study.seeds)
+    told = watching(study, source) | dict(log_every=lived, watch=None, start=dict(state))
+    run = train(agent, None, ENVIRONMENT, phases, **told)
+    assert run.buffer is not None
+    return run.agent, run.buffer, frozen_batch(source, len(study.seeds))
 
 
 def drift(
@@ -398,21 +482,11 @@ def drift(
     every: int = 10,
 ) -> Drift:
     """`count` updates on the first `lived` steps of the frozen policy; from 30 steps on."""
-    logs, before = study.logs(), study.offline_config()
-    source, becomes = (
-        Transitions(logs),
-        heir(before, objective, updates=study.updates, **study.rates()),
-    )
-    phases = [Phase("warm-up", lived, act="policy", learn=False, becomes=becomes)]
-    agent = make_agent("cal_ql", agent_spec(logs[0]), before, study.seeds)
-    told = dict(episodes=0, log_every=lived, return_discount=study.discount, failure_reward=-1.0)
-    run = train(agent, None, ENVIRONMENT, phases, start=dict(state), **told)
-    batch, step = frozen_batch(source, len(study.seeds)), torch.tensor(0)
-    noise = noise_for(run.agent, study.updates * study.batch_size, every)
-    assert run.buffer is not None
-    seen = [probe(run.agent, batch)]
+    agent, buffer, batch = rolled_out(study, state, lived, objective)
+    noise, step = noise_for(agent, study.updates * study.batch_size, every), torch.tensor(0)
+    seen = [probe(agent, batch)]
     for _ in range(count // every):
-        updates_of(run.agent, run.buffer, noise, every, step)
-        seen.append(probe(run.agent, batch))
+        updates_of(agent, buffer, noise, every, step)
+        seen.append(probe(agent, batch))
     q, td = (torch.stack(part).numpy() for part in zip(*seen, strict=True))
     return Drift(np.arange(0, count + 1, every), q, td)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'FileArgument', 'FormatOption', 'MappingOption', 'ColumnOption', 'BROKEN', 'PairsOption', 'options',
-           'listing', 'list_notebooks', 'parse_pairs', 'report', 'data_check', 'data_describe', 'data_convert', 'train',
-           'copy_notebooks', 'lab', 'told', 'run', 'main']
+           'listing', 'list_notebooks', 'parse_pairs', 'report', 'data_check', 'data_describe', 'data_convert',
+           'data_collect', 'train', 'copy_notebooks', 'lab', 'told', 'run', 'main']
 
 # %% ../../nbs/app/09_cli.ipynb #dde2444d
 import os
@@ -165,13 +165,13 @@ def report(
     folder = run_report(notebook, parse_pairs(parameter or []), output, scale, force)
     typer.echo(str(folder))
 
-# %% ../../nbs/app/09_cli.ipynb #7b011f13
+# %% ../../nbs/app/09_cli.ipynb #4bc813bb
 data_app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data_app, name="data", help="Check, describe or convert logged data.")
+app.add_typer(data_app, name="data", help="Check, describe, convert or collect data.")
 
 FileArgument = Annotated[
     str, typer.Argument(metavar="FILE", help="A file or folder of logged data, or a Minari name.")
@@ -298,6 +298,65 @@ def data_convert(
     typer.echo(str(write_log(dataset, out, to, replace=force)))
     if lost := given_up(dataset):
         typer.echo(lost, err=True)
+
+# %% ../../nbs/app/09_cli.ipynb #55492e5f
+@data_app.command("collect")
+def data_collect(
+    env: Annotated[str, typer.Argument(metavar="ENV", help="Pendulum-v1, Hopper-v5, …")],
+    steps: Annotated[
+        int | None, typer.Option(help="Of training; known for the four tasks below.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of training and of all sets.")] = 0,
+    sets: Annotated[
+        str, typer.Option(metavar="NAME,…", help="Which of the four.")
+    ] = "random,medium,expert,replay",
+    transitions: Annotated[int, typer.Option(help="In each set but replay.")] = 50_000,
+    episodes: Annotated[int, typer.Option(help="Episodes of an evaluation.")] = 10,
+    evaluate_every: Annotated[
+        int | None, typer.Option(help="Steps between two checkpoints; a 40th of all.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--parameter", metavar="KEY=VALUE", help="A setting of SAC; repeatable."
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="DIR", help="Where folders of sets go.")
+    ] = Path("datasets"),
+    checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints.")] = 60.0,
+    force: Annotated[bool, typer.Option("--force", help="Do again what was done before.")] = False,
+) -> None:
+    """Train SAC in an environment, and write random, medium, expert and replay sets.
+
+    The result is a folder DIR/ENV-HASH with a data set in each of random/, medium/, expert/ and
+    replay/, which know the returns that count as 0 and 100; its path is printed. The same request
+    finds the finished folder; one that was killed goes on from its last checkpoint.
+
+    Steps are known for Pendulum-v1 and InvertedPendulum-v5 (minutes), Hopper-v5 and HalfCheetah-v5
+    (hours). All but the first need MuJoCo: pip install 'offrl_wb[mujoco]'.
+
+    Examples:
+
+        offrl-wb data collect Pendulum-v1
+        offrl-wb data collect Hopper-v5 --steps 500000 --transitions 200000 --sets medium,expert
+        offrl-wb train iql --data datasets/Pendulum-v1-HASH/medium --env Pendulum-v1
+    """
+    from offrl_wb.app.collect_command import Wanted, run_collection
+
+    numbers = dict(steps=steps, seed=seed, transitions=transitions, episodes=episodes)
+    wanted = Wanted(
+        env,
+        sets=sets,
+        evaluate_every=evaluate_every,
+        settings=parse_pairs(parameter or []),
+        output=output,
+        checkpoint_seconds=checkpoint_seconds,
+        **numbers,  # type: ignore[arg-type]
+    )
+    folder, table = run_collection(wanted, force, lambda line: typer.echo(line, err=True))
+    typer.echo(table, err=True)
+    typer.echo(str(folder))
 
 # %% ../../nbs/app/09_cli.ipynb #dbb6d06c
 PairsOption = list[str] | None

@@ -113,7 +113,7 @@ def _imported_neighbours(notebook: Notebook) -> list[Path]:
 # %% ../../nbs/app/03_reports.ipynb #6ecfdac4
 PACKAGES = (
     "offrl_wb numpy scipy polars plotly anywidget ipywidgets papermill nbconvert ipykernel"
-    " gymnasium latex2mathml kaleido torch pandas causaldata mujoco ray"
+    " gymnasium latex2mathml kaleido torch safetensors tensorboardX mujoco pandas causaldata ray"
 )
 THREAD_SETTINGS = (
     "OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS POLARS_MAX_THREADS NUMEXPR_NUM_THREADS"
