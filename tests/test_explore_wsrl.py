@@ -40,17 +40,17 @@ def test_every_setting_draws_and_says_what_it_shows() -> None:
     for values in explorer.settings():
         scene = scene_of(**values)
         asked = tuple(values[name] for name in explore.SWITCHES)
-        assert scene.shown[:4] == asked[:4]
+        assert (scene.shown[:2], scene.shown[3]) == (asked[:2], asked[3])
         told = explore.describe_scene(values, scene)
-        assert ("was not run here" in told) == (scene.shown != asked)
+        assert ("Not run" in told) == (scene.shown != asked)
         drawn += scene.shown == asked
     assert drawn == len(explore.courses()) == len(scale.grid_arms())
 
 
 def test_moving_the_controls_draws_the_run_that_they_name() -> None:
-    explorer = still(objective="cql", warm_up=100, updates=8, share=0.1)
+    explorer = still(objective="cql", warm_up=100, updates=1, share=0.1)
     assert explorer.error == ""
-    course = explore.courses()["cql", 100, 8, 0.1, 2]
+    course = explore.courses()["cql", 100, 1, 0.1, 2]
     shown = np.array(explorer.figure.data[6].y, dtype=float)
     assert shown == pytest.approx(np.median(course.curves["q/offline"], axis=1), abs=1e-3)
     assert explorer.figure.layout.shapes[0].x0 == 101
@@ -58,7 +58,7 @@ def test_moving_the_controls_draws_the_run_that_they_name() -> None:
     path = len(explorer.figure.data[11].x) + len(explorer.figure.data[12].x)
     assert path == 50  # every tenth of 500 steps
     still(subset=4, share=0.5)
-    assert "drawn is the run with subset 2" in explorer.readout
+    assert "drawn are 4 updates a step and a subset of 2" in explorer.readout
 
 
 def test_the_buttons_show_the_downward_spiral_and_its_cure() -> None:
@@ -163,4 +163,4 @@ def test_the_command_writes_the_records_and_refuses_what_is_no_number(
 def test_every_task_is_its_arm_again() -> None:
     tasks = scale.scale_tasks()
     assert len({json.dumps(task, sort_keys=True) for task in tasks}) == len(tasks)
-    assert len(tasks) == 4 + 2 * 9 + 4 + 87
+    assert len(tasks) == 4 + 2 * 9 + 4 + 66

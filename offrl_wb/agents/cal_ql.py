@@ -69,9 +69,9 @@ def prepare(config: Config, data: Dataset) -> Normalised:
     discount = config.discount[0] if isinstance(config.discount, tuple) else config.discount
     return Normalised(add_monte_carlo_returns(log, discount, config.failure_reward), numbers)
 
-# %% ../../nbs/agents/05_cal_ql.ipynb #1e88daaa
+# %% ../../nbs/agents/05_cal_ql.ipynb #c790ef99
 class CalQL(cql.CQL):
-    """Cal-QL for actions in a box: CQL whose samples from the policy are bounded by the data's returns."""
+    """Cal-QL for actions in a box: CQL, and the policy's samples bounded by the data's returns."""
 
     name = "cal_ql"
 

@@ -8,9 +8,10 @@ __all__ = ['CODE', 'WSRL', 'INITIAL', 'CACHE', 'Config', 'prepare', 'minibatches
            'update_actor', 'update_temperature', 'update_multiplier', 'check_ensemble', 'networks', 'Stepping', 'CQL',
            'DiscreteCQL', 'make']
 
-# %% ../../nbs/agents/04_cql.ipynb #a6b30105
+# %% ../../nbs/agents/04_cql.ipynb #7eef78e8
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -228,13 +229,13 @@ def critic_target(agent: Any, batch: Batch, draws: Draws, members: Tensor | None
         value = soft_value(value, draws.next_log_prob, agent.temperature.value())
     return td_target(batch.reward, batch.terminated, max_backup(value), agent.values.discount)
 
-# %% ../../nbs/agents/04_cql.ipynb #66c17bbc
+# %% ../../nbs/agents/04_cql.ipynb #ac65107f
 def data_and_samples(
     agent: Any, batch: Batch, actions: Tensor, members: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`Q` of the logged actions `(R, E, B)`, and of the conservative term: samples, logged.
 
-    `actions` `(R, B, n, da)` are the samples; `members` `(R, m)` of the ensemble judge them, or all.
+    `actions` `(R, B, n, da)` are the samples; `members` `(R, m)` of the ensemble judge, or all.
     """
     if members is None:
         every = torch.cat([batch.action.unsqueeze(2), actions], dim=2)
@@ -257,7 +258,7 @@ def critic_loss(
     loss = td_error + penalty(agent, difference)
     return dict(critic_loss=loss, td_error=td_error, conservative=difference, q=mean_loss(q))
 
-# %% ../../nbs/agents/04_cql.ipynb #b5f5f504
+# %% ../../nbs/agents/04_cql.ipynb #a56c7874
 CACHE = 2**22  # bytes of one activation on a CPU
 
 
@@ -269,7 +270,7 @@ def pieces(agent: Any, rows: int) -> list[slice]:
     one = agent.replicas * agent.few_net.members * (3 * agent.config.samples + 1) * wide
     count = min(rows, -(-rows * one // CACHE))
     ends = [rows * k // count for k in range(count + 1)]
-    return [slice(*pair) for pair in zip(ends, ends[1:], strict=False)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def update_critic(
@@ -296,11 +297,11 @@ def update_targets(agent: Any) -> None:
     """The slow copies follow by one step of Polyak averaging."""
     polyak(agent.critic_target, agent.critic, agent.values.polyak)
 
-# %% ../../nbs/agents/04_cql.ipynb #1c440544
+# %% ../../nbs/agents/04_cql.ipynb #f57e5a85
 def update_actor(
     agent: Any, batch: Batch, here: Pair, noise: Mapping[str, Tensor], step: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One step of the actor, from what it says at the batch's states; its loss `(R,)`, log densities."""
+    """One step of the actor, from what it says `here`; its loss `(R,)`, log densities `(R, B)`."""
     action, log_prob = agent.actor_net.sample(here, noise["action"])
     value = smallest(agent.critic_net(agent.critic_fixed, batch.observation, action))
     if agent.config.imitation_steps:
@@ -466,9 +467,9 @@ class CQL(Stepping):
         box = dict(low=np.array(self.spec.low), high=np.array(self.spec.high))
         return SavedPolicy(self.actor_net, self.actor.select([replica]), about=about, **box)
 
-# %% ../../nbs/agents/04_cql.ipynb #ab69b013
+# %% ../../nbs/agents/04_cql.ipynb #b3bc5894
 class DiscreteCQL(Stepping):
-    """Conservative Q-learning for finitely many actions, R replicas at once; the first critic acts."""
+    """Conservative Q-learning for finitely many actions; the first of the critics acts."""
 
     def __init__(
         self,
@@ -531,7 +532,7 @@ class DiscreteCQL(Stepping):
 
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Actions `(R, n)` for `(R, n, ds)`: the best, or by noise a draw from softmax of the values."""
+        """Actions `(R, n)` for `(R, n, ds)`: the best, or a draw from softmax of the values."""
         return self.actor_net.act(self.logits(self.critic_fixed), observation, noise)
 
     def policy(self, replica: int) -> SavedPolicy:

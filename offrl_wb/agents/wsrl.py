@@ -8,13 +8,14 @@ __all__ = ['CODE', 'NETWORKS', 'Config', 'WSRL', 'DiscreteWSRL', 'make', 'untrai
            'frozen_batch', 'watching', 'pretrain', 'scratch_phases', 'arm_phases', 'Course', 'run_arm', 'run_arms',
            'Drift', 'rolled_out', 'drift']
 
-# %% ../../nbs/agents/10_wsrl.ipynb #25dd2657
+# %% ../../nbs/agents/10_wsrl.ipynb #2d6c4fd0
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -344,7 +345,7 @@ def arms(warm_up: int = 300) -> dict[str, Arm]:
     )
     return {arm.label: arm for arm in found}
 
-# %% ../../nbs/agents/10_wsrl.ipynb #6a6bde04
+# %% ../../nbs/agents/10_wsrl.ipynb #25d3f4ff
 def frozen_batch(source: Transitions, replicas: int, rows: int = 256) -> Batch:
     """The offline probe: the same rows in every run."""
     generator = torch.Generator().manual_seed(0)
@@ -366,14 +367,16 @@ def watching(study: Study, source: Transitions) -> dict[str, Any]:
     )
 
 
-def pretrain(study: Study) -> tuple[dict[str, Tensor], pl.DataFrame]:
-    """Cal-QL on the logs: the state to hand over, and records."""
+def pretrain(
+    study: Study, folder: str | Path | None = None
+) -> tuple[dict[str, Tensor], pl.DataFrame]:
+    """Cal-QL on the logs: the state to hand over, and records. `folder`: to resume from."""
     logs = study.logs()
     source, config = Transitions(logs), offline_config(study)
     agent = make_agent("cal_ql", agent_spec(logs[0]), config, study.seeds)
     phases = [Phase("offline", study.offline_steps, batch_size=study.offline_batch)]
     given = watching(study, source) | dict(log_every=max(study.offline_steps // 5, 1))
-    run = train(agent, source, None, phases, system="offline", **given)
+    run = train(agent, source, None, phases, folder, system="offline", **given)
     return {name: tensor.clone() for name, tensor in agent.state().items()}, run.records
 
 # %% ../../nbs/agents/10_wsrl.ipynb #f58b0a91

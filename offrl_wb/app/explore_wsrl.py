@@ -91,7 +91,7 @@ def logged_positions() -> np.ndarray:
     seen = 1.5 * (np.concatenate(list(episodes.observations)) + 1)
     return seen[:: max(len(seen) // 300, 1)][:300]
 
-# %% ../../nbs/app/20_explore_wsrl.ipynb #982a53e3
+# %% ../../nbs/app/20_explore_wsrl.ipynb #552d156b
 class Scene(NamedTuple):
     """What the pictures show: the run that was asked for, or the nearest one; and WSRL's."""
 
@@ -105,10 +105,11 @@ REFERENCE: Setting = ("sac", 300, 4, 0.0, 2)
 
 
 def scene_of(objective: str, warm_up: int, updates: int, share: float, subset: int) -> Scene:
-    """The scene that the controls describe; where there is no such run, one with subset 2."""
+    """The scene that the controls describe, or where there is no such run, of the nearest one."""
     asked: Setting = (objective, warm_up, updates, share, subset)
-    known = courses()
-    shown = asked if asked in known else (*asked[:4], 2)
+    known, several = courses(), min(updates, 4)
+    nearby = (asked, (*asked[:4], 2), (objective, warm_up, several, share, 2))
+    shown = next(setting for setting in nearby if setting in known)
     return Scene(asked, shown, known[shown], known[REFERENCE])
 
 # %% ../../nbs/app/20_explore_wsrl.ipynb #f52f2d44
@@ -221,7 +222,7 @@ def draw_scene(figure: go.Figure, scene: Scene) -> None:
     for trace, cloud in zip(figure.data[10:], clouds, strict=True):
         trace.x, trace.y = cloud[:, 0].round(2), cloud[:, 1].round(2)
 
-# %% ../../nbs/app/20_explore_wsrl.ipynb #68b05639
+# %% ../../nbs/app/20_explore_wsrl.ipynb #336d3ae0
 def describe_scene(values: dict[str, Any], scene: Scene) -> str:
     """In plain words: what became of success and of the critics, and what is really drawn."""
     curves = {metric: middle(rows) for metric, rows in scene.course.curves.items()}
@@ -229,7 +230,7 @@ def describe_scene(values: dict[str, Any], scene: Scene) -> str:
     success, q, error = (curves[m] for m in ("success/anywhere", "q/offline", "td/offline"))
     told = ""
     if scene.asked != scene.shown:
-        told = f" Subset {scene.asked[4]} was not run here: drawn is the run with subset 2."
+        told = f" Not run: drawn are {scene.shown[2]} updates a step and a subset of 2."
     return (
         f"Success from anywhere: {success[0]:.2f} at the switch, {success[-1]:.2f} after "
         f"{scene.course.steps[-1]} steps; lowest look of a seed {np.median(lowest):.2f}. "

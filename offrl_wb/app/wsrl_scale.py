@@ -7,11 +7,12 @@ __all__ = ['FAMILIES', 'BLOCK', 'PAPER_ARMS', 'GRID', 'KEPT', 'SCALE_FOLDER', 's
            'offline_tasks', 'scale_tasks', 'state_file', 'state_of', 'kept', 'positions', 'run_task', 'run_scale',
            'scale_records', 'main']
 
-# %% ../../nbs/app/21_wsrl_scale.ipynb #a370b6b5
+# %% ../../nbs/app/21_wsrl_scale.ipynb #815d9a1a
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,14 @@ from offrl_wb.core.records import (
 )
 from ..core.scale_runs import Task, finished_or_committed, run_tasks
 
-# %% ../../nbs/app/21_wsrl_scale.ipynb #e3291a74
+# %% ../../nbs/app/21_wsrl_scale.ipynb #8f1807de
 FAMILIES = {
-    "main": Study(seeds=tuple(range(16)), online_steps=1500),
+    "main": Study(seeds=tuple(range(16)), online_steps=1000),
     "grid": Study(seeds=tuple(range(4)), online_steps=500),
     "paper": Study(
         seeds=tuple(range(8)),
-        offline_steps=8_000,
-        online_steps=2_000,
+        offline_steps=6_000,
+        online_steps=1_500,
         critics=10,
         weight=2.5,
         discount=0.99,
@@ -62,24 +63,24 @@ def blocks(family: str) -> range:
     """The blocks of seeds of a family."""
     return range(-(-len(FAMILIES[family].seeds) // BLOCK))
 
-# %% ../../nbs/app/21_wsrl_scale.ipynb #b363e77f
+# %% ../../nbs/app/21_wsrl_scale.ipynb #4f6e1d13
 GRID: dict[str, tuple[Any, ...]] = {
     "objective": ("sac", "cal_ql", "cql"),
     "warm_up": (0, 100, 300),
-    "updates": (1, 4, 8),
+    "updates": (1, 4),
     "share": (0.0, 0.1, 0.5),
 }
 
 
 def grid_arms() -> list[Arm]:
-    """Every setting of the grid; other subsets than 2 only for SAC without the log at 4 updates."""
+    """Every setting of the grid; without the log also 8 updates, and for SAC other subsets."""
     found = []
-    for objective in GRID["objective"]:
-        for warm_up in GRID["warm_up"]:
-            switches: dict[str, Any] = dict(objective=objective, warm_up=warm_up, subset=2)
-            for updates in GRID["updates"]:
-                for share in GRID["share"]:
-                    found.append(Arm("grid", **switches, updates=updates, share=share))
+    for objective, warm_up in product(GRID["objective"], GRID["warm_up"]):
+        switches: dict[str, Any] = dict(objective=objective, warm_up=warm_up, subset=2)
+        for updates, share in product(GRID["updates"], GRID["share"]):
+            found.append(Arm("grid", **switches, updates=updates, share=share))
+        if objective != "cql":
+            found.append(Arm("grid", **switches, updates=8))
     for warm_up in GRID["warm_up"]:
         found += [Arm("grid", warm_up=warm_up, subset=m, updates=4) for m in (1, 4)]
     return found
@@ -92,7 +93,7 @@ def task_of(family: str, block: int, arm: Arm | None) -> Task:
 
 
 def offline_tasks() -> list[Task]:
-    """The trainings offline that all else begins with."""
+    """The trainings offline that all else begins with: they stand first among the tasks."""
     return [task_of(family, block, None) for family in FAMILIES for block in blocks(family)]
 
 
@@ -106,7 +107,7 @@ def scale_tasks() -> list[Task]:
             tasks += [task_of(family, block, arm) for arm in chosen[family]]
     return tasks
 
-# %% ../../nbs/app/21_wsrl_scale.ipynb #2a262534
+# %% ../../nbs/app/21_wsrl_scale.ipynb #aee91684
 KEPT = (
     *("success/start", "success/anywhere", "q/offline", "q/newest", "td/offline", "td/newest"),
     "diverged",
@@ -125,8 +126,8 @@ def state_of(folder: str | Path, family: str, block: int) -> tuple[dict[str, Ten
     path = state_file(folder, family, block)
     if path.exists():
         return load_file(path), None
-    state, records = pretrain(study_of(family, block))
     path.parent.mkdir(parents=True, exist_ok=True)
+    state, records = pretrain(study_of(family, block), path.with_suffix(""))
     aside = path.with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, aside)
     aside.replace(path)
@@ -169,7 +170,7 @@ def run_task(task: Task, seed: int, folder: str | Path) -> pl.DataFrame:
         places.add(world="UMaze2D", dataset=f"quality={study.quality:g}", **row)
     return pl.concat([kept(course.records, task), places.frame()])
 
-# %% ../../nbs/app/21_wsrl_scale.ipynb #5d048a41
+# %% ../../nbs/app/21_wsrl_scale.ipynb #8a538596
 SCALE_FOLDER = ".wsrl_scale"
 
 
@@ -182,9 +183,7 @@ def run_scale(
 
     Each task is saved as soon as it is done, so a stopped run resumes.
     """
-    one = partial(run_task, folder=folder)
-    run_tasks(one, offline_tasks(), folder, 0, workers, report)
-    return run_tasks(one, scale_tasks(), folder, 0, workers, report)
+    return run_tasks(partial(run_task, folder=folder), scale_tasks(), folder, 0, workers, report)
 
 
 def scale_records(
