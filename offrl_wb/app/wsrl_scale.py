@@ -30,10 +30,9 @@ from offrl_wb.core.records import (
 )
 from ..core.scale_runs import Task, finished_or_committed, run_tasks
 
-# %% ../../nbs/app/21_wsrl_scale.ipynb #8f1807de
+# %% ../../nbs/app/21_wsrl_scale.ipynb #27b2c0c1
 FAMILIES = {
     "main": Study(seeds=tuple(range(16)), online_steps=1000),
-    "grid": Study(seeds=tuple(range(4)), online_steps=500),
     "paper": Study(
         seeds=tuple(range(8)),
         offline_steps=6_000,
@@ -48,6 +47,7 @@ FAMILIES = {
         polyak=0.005,
         every=50,
     ),
+    "grid": Study(seeds=tuple(range(4)), online_steps=500),
 }
 BLOCK = 8  # replicas of one task
 PAPER_ARMS = ("WSRL", "no warm-up", "random warm-up", "Cal-QL, no log")
