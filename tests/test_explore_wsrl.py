@@ -48,9 +48,9 @@ def test_every_setting_draws_and_says_what_it_shows() -> None:
 
 
 def test_moving_the_controls_draws_the_run_that_they_name() -> None:
-    explorer = still(objective="cql", warm_up=100, updates=1, share=0.1)
+    explorer = still(objective="cql", warm_up=100, updates=4, share=0.1)
     assert explorer.error == ""
-    course = explore.courses()["cql", 100, 1, 0.1, 2]
+    course = explore.courses()["cql", 100, 4, 0.1, 2]
     shown = np.array(explorer.figure.data[6].y, dtype=float)
     assert shown == pytest.approx(np.median(course.curves["q/offline"], axis=1), abs=1e-3)
     assert explorer.figure.layout.shapes[0].x0 == 101
@@ -163,4 +163,4 @@ def test_the_command_writes_the_records_and_refuses_what_is_no_number(
 def test_every_task_is_its_arm_again() -> None:
     tasks = scale.scale_tasks()
     assert len({json.dumps(task, sort_keys=True) for task in tasks}) == len(tasks)
-    assert len(tasks) == 4 + 2 * 9 + 4 + 66
+    assert len(tasks) == 3 + 9 + 4 + 45

@@ -91,7 +91,7 @@ def logged_positions() -> np.ndarray:
     seen = 1.5 * (np.concatenate(list(episodes.observations)) + 1)
     return seen[:: max(len(seen) // 300, 1)][:300]
 
-# %% ../../nbs/app/20_explore_wsrl.ipynb #552d156b
+# %% ../../nbs/app/20_explore_wsrl.ipynb #3af74ab2
 class Scene(NamedTuple):
     """What the pictures show: the run that was asked for, or the nearest one; and WSRL's."""
 
@@ -107,8 +107,8 @@ REFERENCE: Setting = ("sac", 300, 4, 0.0, 2)
 def scene_of(objective: str, warm_up: int, updates: int, share: float, subset: int) -> Scene:
     """The scene that the controls describe, or where there is no such run, of the nearest one."""
     asked: Setting = (objective, warm_up, updates, share, subset)
-    known, several = courses(), min(updates, 4)
-    nearby = (asked, (*asked[:4], 2), (objective, warm_up, several, share, 2))
+    known = courses()
+    nearby = (asked, (*asked[:4], 2), (objective, warm_up, 4, share, 2))
     shown = next(setting for setting in nearby if setting in known)
     return Scene(asked, shown, known[shown], known[REFERENCE])
 
