@@ -409,3 +409,16 @@ def test_design_when_the_log_is_enough_nothing_is_played() -> None:
     assert explorer.figure.layout.annotations[0].visible
     assert "nothing is left to be played" in explorer.readout
     assert not still("design").figure.layout.annotations[0].visible
+
+
+@pytest.mark.parametrize(
+    "room",
+    [
+        {"epsilon": 0.05, "chance": 3.0, "pulls": 10, "share": 1e-4, "beta": 0.1},
+        {"epsilon": 0.1, "chance": 0.5, "pulls": 1000, "share": 1e-3, "beta": 50.0},
+    ],
+)
+def test_a_design_that_rounding_leaves_open_is_found_all_the_same(room) -> None:
+    """Newton's matrix has no inverse there, to sixteen digits."""
+    found = left_to_play(1, **room)
+    assert found.lower <= found.episodes <= found.lower * 1.001

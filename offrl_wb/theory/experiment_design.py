@@ -8,9 +8,9 @@ __all__ = ['NOTHING', 'FINEST', 'EASY', 'check_numbers', 'check_positive', 'chec
            'Vertex', 'Designs', 'check_semidefinite', 'FiniteDesigns', 'ArmDesigns', 'MarkovDesigns', 'WrittenOut',
            'check_offline', 'DesignProblem', 'spanned', 'Ground', 'check_reached', 'find_ground', 'Certificate',
            'Coefficient', 'average', 'Mixture', 'Search', 'begin', 'climb', 'frank_wolfe', 'slacks', 'Blend',
-           'BlendPoint', 'blend_point', 'curvature', 'slopes', 'NewtonStep', 'newton_step', 'centre', 'mixing_weights',
-           'watch', 'polish', 'offline_norms', 'o2o_coefficient', 'Design', 'xy_design', 'g_design', 'enough',
-           'LeastEpisodes', 'least_episodes', 'design_problems', 'least_online_episodes', 'coefficient_curve']
+           'BlendPoint', 'blend_point', 'curvature', 'slopes', 'NewtonStep', 'solution', 'newton_step', 'centre',
+           'mixing_weights', 'watch', 'polish', 'offline_norms', 'o2o_coefficient', 'Design', 'xy_design', 'g_design',
+           'enough', 'LeastEpisodes', 'least_episodes', 'design_problems', 'least_online_episodes', 'coefficient_curve']
 
 # %% ../../nbs/theory/10_experiment_design.ipynb #7814335f
 from collections.abc import Iterable
@@ -657,13 +657,21 @@ def slopes(blend: Blend, point: BlendPoint) -> np.ndarray:
     flat = matrices.reshape(len(matrices), -1)
     return blend.online * (pulled @ flat.T) * (point.worth**2)[:, None]
 
-# %% ../../nbs/theory/10_experiment_design.ipynb #301c3786
+# %% ../../nbs/theory/10_experiment_design.ipynb #14c02b37
 class NewtonStep(NamedTuple):
     """`direction` `(V,)` that sums to 0, squared `decrement`, and multipliers of q, `demand`."""
 
     direction: np.ndarray
     decrement: float
     demand: np.ndarray
+
+
+def solution(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """`matrix^-1 right`; where rounding has made the matrix singular, the smallest solution."""
+    try:
+        return np.linalg.solve(matrix, right)
+    except np.linalg.LinAlgError:
+        return np.linalg.lstsq(matrix, right, rcond=None)[0]
 
 
 def newton_step(blend: Blend, point: BlendPoint) -> NewtonStep:
@@ -676,7 +684,7 @@ def newton_step(blend: Blend, point: BlendPoint) -> NewtonStep:
     rounding = 10 * np.finfo(float).eps * hessian.diagonal().max()
     hessian[np.diag_indices(len(hessian))] += point.weights**-2.0 + rounding
     gradient = price @ slope + 1 / point.weights
-    solved = np.linalg.solve(hessian, np.stack([gradient, np.ones(len(gradient))], axis=1))
+    solved = solution(hessian, np.stack([gradient, np.ones(len(gradient))], axis=1))
     direction = solved[:, 0] - solved[:, 1] * (solved[:, 0].sum() / solved[:, 1].sum())
     rise = slope @ direction - moved @ direction / total
     near = np.minimum(worth, 2 * worth.min())  # far from binding: of no importance

@@ -33,8 +33,13 @@ SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none", "autoStartDefaultKernel": True},
     "apputils-extension/themes": {"theme": LIGHT},
 }
-# Messages that are JupyterLab's own and say nothing about an explorer: (text, the reason).
-HARMLESS: tuple[tuple[str, str], ...] = ()
+# Messages that are others' own and say nothing about an explorer: (text, the reason).
+HARMLESS: tuple[tuple[str, str], ...] = (
+    (
+        "[anywidget] Failed to initialize model.",
+        "a model took longer than anywidget's two seconds; that it is drawn, `open` waits for",
+    ),
+)
 
 
 class Lab:
