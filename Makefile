@@ -53,12 +53,13 @@ outputs: $(READY)  ## run every notebook whose committed outputs are stale
 	$(BIN)/python -m offrl_wb.app.outputs refresh
 	$(BIN)/python -m offrl_wb.app.outputs readme
 
-scale: $(READY)  ## the paper-scale experiments; resumable, an hour and a half of two cores
+scale: $(READY)  ## the paper-scale experiments; resumable, two hours of two cores
 	$(BIN)/python -m offrl_wb.theory.lcb_scale .lcb_scale 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.glow_scale .glow_scale 2
 	$(BIN)/python -m offrl_wb.app.explore_glow .glow_gamma 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.ftpedel_scale .ftpedel_scale 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.tabular_riql .tabular_riql_scale 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.app.wsrl_scale .wsrl_scale 2
 
 benchmarks: $(READY)  ## timings; run them on a quiet machine
 	for bench in tests/benchmarks/bench_*.py; do $(BIN)/python $$bench || exit 1; done

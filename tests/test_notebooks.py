@@ -15,7 +15,10 @@ NOTEBOOKS = [n for n in find_notebooks() if n.room not in ("", "tutorials")]
 
 def test_the_house_has_its_rooms() -> None:
     rooms = {notebook.room for notebook in NOTEBOOKS}
-    assert rooms == set("core worlds data theory nets train agents protocols app".split())
+    assert rooms == {
+        *("core", "worlds", "data", "theory", "nets"),
+        *("train", "agents", "protocols", "app"),
+    }
 
 
 @pytest.mark.notebooks
