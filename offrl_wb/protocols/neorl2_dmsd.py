@@ -33,7 +33,7 @@ from ..train.evaluation import EnvironmentMaker
 from ..train.run import Phase, train
 from ..train.settings import config_from, grid
 
-# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #4a0ed24e
+# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #20aa91f8
 WIDTHS, CHECKPOINTS = [128, 128], 10
 FAST = dict(critic_learning_rate=1e-3, actor_learning_rate=1e-3, polyak=0.02)
 DEEP = dict(actor_hidden=WIDTHS, critic_hidden=WIDTHS)
@@ -52,7 +52,10 @@ ENTRIES = {
     "bc": Entry(dict(hidden=WIDTHS), dict(learning_rate=[3e-4, 1e-3]), 0, 10_000),
     "td3_bc": Entry(dict(hidden=WIDTHS), dict(alpha=[0.5, 2.5, 10.0]), 1, 12_000),
     "iql": Entry(
-        dict(hidden=WIDTHS, schedule_steps=10_000), dict(expectile=[0.5, 0.7, 0.9]), 1, 10_000
+        dict(hidden=WIDTHS, schedule_steps=10_000),
+        dict(expectile=[0.5, 0.7, 0.9], temperature=[0.1, 3.0]),
+        3,
+        10_000,
     ),
     "cql": Entry(
         DEEP | FAST | dict(samples=4, imitation_steps=1000), dict(weight=[1.0, 5.0]), 1, 5_000
@@ -213,10 +216,10 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"{frame.height} records {told}")
     return 0
 
-# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #593cfe81
+# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #a5a6c8d0
 PUBLISHED = {"BC": (65.1, 1.6), "TD3+BC": (60.0, 0.8), "CQL": (70.2, 1.1), "EDAC": (78.7, 2.3)}
 DATA_SCORE = 56.6
-DEFAULTS = {"TD3+BC": 1, "IQL": 1, "CQL": 1}
+DEFAULTS = {"TD3+BC": 1, "IQL": 3, "CQL": 1}
 RULES = {"oracle": "evaluation/score", "fitted-Q": "choice/fitted_q", "critic": "choice/critic"}
 
 
