@@ -59,7 +59,7 @@ def picked(blocks, *index):
 
 
 class Reference:
-    """What the agents share: actor, critics, their copies, temperature; one replica, one at a time."""
+    """What the agents share: actor, critics, their copies, temperature; one replica at a time."""
 
     def __init__(self, agent, replica=0, layer_norm=False):
         config, spec = agent.config, agent.spec
@@ -279,7 +279,7 @@ def random_batch_of(spec, rows, seed, replicas, dtype):
 
 
 def random_batch(agent, rows, seed, dtype=torch.float64, first=0):
-    """Random transitions; a replica's own, whatever the number of replicas; some again and again."""
+    """Random transitions; a replica's own, however many replicas; some again and again."""
     replicas = range(first, first + agent.replicas)
     return random_batch_of(agent.spec, rows, seed % 16, replicas, dtype)
 

@@ -558,3 +558,17 @@ def test_one_precision_does_not_leak_into_the_other():
         output = net(weights, torch.ones(1, 4, 3, dtype=dtype))
         assert output.dtype == dtype
         assert torch.autograd.grad(output.sum(), [weights.flat])[0].dtype == dtype
+
+
+@pytest.mark.parametrize("members", [1, 2])
+def test_weights_may_be_a_part_of_something_larger_and_must_be_of_this_network(members) -> None:
+    net = MLP(3, (4,), 2, members=members)
+    weights = net.initialise([torch.Generator().manual_seed(0)])
+    inputs = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(1))
+    large = torch.cat([torch.full((7,), 9.0), weights.flat])
+    expected = net(weights, inputs)
+    assert torch.equal(net(large[7:], inputs), expected)
+    assert torch.equal(net(Weights(large[7:], net.shapes(1)), inputs), expected)
+    for wrong in (large, weights.flat[:-1], MLP(3, (3,), 2).initialise([torch.Generator()])):
+        with pytest.raises(InputError, match="of another network"):
+            net(wrong, inputs)

@@ -1,5 +1,7 @@
 """RLPD: its settings, half of every minibatch from the log, bounds, and that the log helps."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -18,9 +20,11 @@ MAZE = AgentSpec(2, 2, low=(-1.0, -1.0), high=(1.0, 1.0))
 TINY = dict(actor_hidden=(8,), critic_hidden=(8,))
 
 
+@cache
 def random_batch(replicas, rows, seed, dtype=torch.float32, discrete=False):
+    """Random transitions of each of `replicas`, a range: each has its own, whoever is beside it."""
     parts = []
-    for replica in range(replicas):
+    for replica in replicas:
         draw = np.random.default_rng([seed, replica])
         action = draw.integers(4, size=rows) if discrete else np.tanh(draw.normal(size=(rows, 2)))
         parts.append(
@@ -37,14 +41,12 @@ def random_batch(replicas, rows, seed, dtype=torch.float32, discrete=False):
 
 
 def learn(agent, count, rows, dtype=torch.float32, first=0):
+    """`count` updates of an agent on random batches, sixteen of them in turn."""
     noise = NoiseAhead(agent.noise(rows), agent.seeds, 16, dtype)
+    replicas = range(first, first + agent.replicas)
     for number in range(count):
-        batch = random_batch(first + agent.replicas, rows, number, dtype, agent.spec.discrete)
-        agent.update(
-            Batch(*(None if f is None else f[first:] for f in batch)),
-            noise.next(),
-            torch.tensor(number),
-        )
+        batch = random_batch(replicas, rows, number % 16, dtype, agent.spec.discrete)
+        agent.update(batch, noise.next(), torch.tensor(number))
 
 
 def test_the_settings_are_the_papers():
@@ -110,10 +112,14 @@ def test_layer_norm_bounds_the_critics_whatever_they_are_asked():
         assert (q <= weight.norm(dim=-1) * inner + bias.abs() + 1e-4).all()
 
 
-@pytest.mark.parametrize("spec", [BOX, AgentSpec(3, 4, discrete=True)], ids=["box", "finite"])
-def test_a_replica_among_sixteen_is_the_same_seed_alone(spec):
+@pytest.mark.parametrize(
+    ("spec", "updates"),  # finitely many actions: the class is soft actor-critic's, tested there
+    [(BOX, 250), (AgentSpec(3, 4, discrete=True), 50)],
+    ids=["box", "finite"],
+)
+def test_a_replica_among_sixteen_is_the_same_seed_alone(spec, updates):
     config = Config(**TINY, critics=4, updates=4)
-    for dtype, count, tolerance in ((torch.float64, 250, 1e-9), (torch.float32, 25, 1e-5)):
+    for dtype, count, tolerance in ((torch.float64, updates, 1e-9), (torch.float32, 25, 1e-5)):
         many, alone = make(spec, config, range(16), dtype), make(spec, config, [7], dtype)
         learn(many, count, 16, dtype)  # four steps of the critics each
         learn(alone, count, 16, dtype, first=7)
@@ -163,7 +169,7 @@ def test_a_log_helps_where_the_goal_is_far():
     config = Config(
         (32, 32),
         (32, 32),
-        critics=3,
+        critics=2,
         updates=4,
         discount=0.95,
         polyak=0.02,
@@ -175,11 +181,11 @@ def test_a_log_helps_where_the_goal_is_far():
     )
     log, late = maze_log(4000, 0.3, seed=0), {}
     for share in (0.5, 0.0):
-        phases = online_phases(650, config, start=100, batch_size=48, share=share)
+        phases = online_phases(600, config, start=100, batch_size=48, share=share)
         run = train(
             make(MAZE, config, range(3)), log, "UMaze2D-v0", phases, episodes=0, log_every=50
         )
         success = run.records.filter(metric="online/success")
-        late[share] = success.filter(success["step"] > 500)["value"].mean()
+        late[share] = success.filter(success["step"] > 450)["value"].mean()
     print(late)
     assert late[0.5] > 0.3 + late[0.0]

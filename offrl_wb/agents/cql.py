@@ -45,7 +45,7 @@ from ..train.noise import Noise
 from ..train.replay import Batch
 from ..train.settings import Vector, setting
 
-# %% ../../nbs/agents/04_cql.ipynb #8eea399f
+# %% ../../nbs/agents/04_cql.ipynb #d2532d55
 CODE = "public code: aviralkumar2907/CQL"
 WSRL = "public code: zhouzypaul/wsrl"
 INITIAL = ("torch", "orthogonal", "xavier", "edac", "lecun")
@@ -53,13 +53,13 @@ INITIAL = ("torch", "orthogonal", "xavier", "edac", "lecun")
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of conservative Q-learning; by default those of the authors' code for locomotion."""
+    """Settings of conservative Q-learning; by default the authors' for locomotion, less deep."""
 
     actor_hidden: tuple[int, ...] = setting(
-        (256, 256), CODE, help="widths of the actor's layers", low=1
+        (256, 256), WSRL, help="widths of the actor's layers (authors: three)", low=1
     )
     critic_hidden: tuple[int, ...] = setting(
-        (256, 256), CODE, help="widths of a critic's layers", low=1
+        (256, 256), WSRL, help="widths of a critic's layers (authors: three)", low=1
     )
     critics: int = setting(2, CODE, help="critics in the ensemble", low=1)
     subset: int | None = setting(

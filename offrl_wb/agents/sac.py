@@ -215,7 +215,7 @@ def actor_step(
     entropy = agent.entropy(measured)
     return {"actor_loss": loss.detach(), "temperature": temperature, "entropy": entropy}
 
-# %% ../../nbs/agents/07_sac.ipynb #ed3103f5
+# %% ../../nbs/agents/07_sac.ipynb #de04405e
 class SAC(ReplicaAgent):
     """Soft actor-critic for actions in a box, R replicas at once."""
 
@@ -362,7 +362,9 @@ class SAC(ReplicaAgent):
         box: dict[str, Any] = {}
         if self.spec.low:
             box = dict(low=np.array(self.spec.low), high=np.array(self.spec.high))
-        return SavedPolicy(self.actor_net, self.actor.select([replica]), **box)
+        name = type(self).__module__.rpartition(".")[2]  # that of the agent made from this one
+        about = {"agent": name, "seed": self.seeds[replica], "spec": self.spec.to_json()}
+        return SavedPolicy(self.actor_net, self.actor.select([replica]), about=about, **box)
 
 # %% ../../nbs/agents/07_sac.ipynb #49d28b47
 class DiscreteSAC(SAC):
@@ -438,14 +440,14 @@ class DiscreteSAC(SAC):
         """Mean entropy `(R,)`."""
         return -mean_loss((measured.exp() * measured).sum(-1))
 
-# %% ../../nbs/agents/07_sac.ipynb #40f40989
+# %% ../../nbs/agents/07_sac.ipynb #7b303cc3
 def make(
     spec: AgentSpec,
-    config: Config,
-    seeds: Sequence[int],
+    config: Any = None,
+    seeds: Sequence[int] = (0,),
     dtype: torch.dtype = torch.float32,
     device: Any = "cpu",
 ) -> SAC:
-    """Soft actor-critic, for a box or for finitely many actions, one replica a seed."""
+    """Soft actor-critic, for a box or for finitely many actions; `config` None: the defaults."""
     kind = DiscreteSAC if spec.discrete else SAC
-    return kind(spec, config, seeds, dtype, device)
+    return kind(spec, Config() if config is None else config, seeds, dtype, device)

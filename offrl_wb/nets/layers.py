@@ -195,7 +195,7 @@ def draw_linear(
     weight = _uniform(generator, (inputs, outputs), bound)
     return weight, _uniform(generator, (outputs,), bound)
 
-# %% ../../nbs/nets/01_layers.ipynb #71a3ad66
+# %% ../../nbs/nets/01_layers.ipynb #294d56f5
 Slot = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
@@ -261,6 +261,11 @@ class MLP:
             if self.layer_norm and layer < len(self.hidden):
                 shapes |= {f"scale_{layer}": (after,), f"shift_{layer}": (after,)}
         return shapes
+
+    @cached_property
+    def _size(self) -> int:
+        """Weights of one replica, all members together."""
+        return self.members * sum(math.prod(shape) for shape in self._blocks.values())
 
     @cached_property
     def _plans(self) -> dict[int, list[Slot]]:
@@ -371,7 +376,7 @@ def _activate(values: Tensor, activation: str) -> Tensor:
         return functional.relu(values)
     return torch.tanh(values) if activation == "tanh" else functional.gelu(values)
 
-# %% ../../nbs/nets/01_layers.ipynb #1b6ff1dc
+# %% ../../nbs/nets/01_layers.ipynb #097b85df
 def _by_layer(net: MLP, blocks: list[Tensor]) -> list[list[Tensor]]:
     """Per layer: weight, bias, and LayerNorm's scale and shift."""
     step = 4 if net.layer_norm else 2
@@ -380,7 +385,9 @@ def _by_layer(net: MLP, blocks: list[Tensor]) -> list[list[Tensor]]:
 
 def _slots(net: MLP, flat: Tensor, groups: int) -> list[list[Tensor]]:
     """The layers of `G` networks as views of `flat`, which is not recorded by autograd."""
-    return _by_layer(net, [flat.as_strided(*slot) for slot in net._plan(groups)])
+    first = flat.storage_offset()
+    plan = net._plan(groups)
+    return _by_layer(net, [flat.as_strided(shape, step, first + at) for shape, step, at in plan])
 
 
 def _layers(net: MLP, flat: Tensor, groups: int) -> list[list[Tensor]]:
@@ -598,7 +605,7 @@ def _gradients_with_graph(
         found = iter(torch.autograd.grad(output, asked, gradient, create_graph=True))
     return next(found) if wanted[0] else None, next(found) if wanted[1] else None
 
-# %% ../../nbs/nets/01_layers.ipynb #bb663643
+# %% ../../nbs/nets/01_layers.ipynb #13189578
 def _named_layers(net: MLP, tensors: Mapping[str, Tensor], groups: int) -> list[list[Tensor]]:
     """The layers of `G` networks from a mapping of named tensors."""
     plan = zip(net._blocks, net._plan(groups), strict=True)
@@ -625,6 +632,14 @@ def _check(net: MLP, weights: Any, inputs: Tensor) -> None:
         raise InputError(
             f"weights of {weights.replicas} replicas do not fit inputs of {inputs.shape[0]}"
         )
+    if isinstance(weights, (Weights, Tensor)):
+        flat = weights if isinstance(weights, Tensor) else weights.flat
+        needed = inputs.shape[0] * net._size
+        if flat.numel() < needed or (isinstance(weights, Tensor) and flat.numel() > needed):
+            raise InputError(
+                f"the network has {needed:,} weights, those given are {flat.numel():,}: they are of"
+                " another network"
+            )
 
 
 def forward(

@@ -33,7 +33,7 @@ from ..train.evaluation import EnvironmentMaker
 from ..train.run import Phase, train
 from ..train.settings import config_from, grid
 
-# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #20aa91f8
+# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #89989f24
 WIDTHS, CHECKPOINTS = [128, 128], 10
 FAST = dict(critic_learning_rate=1e-3, actor_learning_rate=1e-3, polyak=0.02)
 DEEP = dict(actor_hidden=WIDTHS, critic_hidden=WIDTHS)
@@ -58,9 +58,9 @@ ENTRIES = {
         10_000,
     ),
     "cql": Entry(
-        DEEP | FAST | dict(samples=4, imitation_steps=1000), dict(weight=[1.0, 5.0]), 1, 5_000
+        DEEP | FAST | dict(samples=4, imitation_steps=1000), dict(weight=[1.0, 5.0]), 1, 10_000
     ),
-    "sac_n": Entry(DEEP | FAST, dict(diversity=[0.0, 1.0, 5.0]), 1, 4_000),
+    "sac_n": Entry(DEEP | FAST, dict(diversity=[0.0, 1.0, 5.0]), 1, 12_000),
 }
 
 

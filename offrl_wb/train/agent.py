@@ -166,12 +166,12 @@ def check_batch(spec: AgentSpec, batch: Batch, replicas: int) -> None:
                 f"{name} of the batch has shape {found}; the agent takes {tuple(size)}"
             )
 
-# %% ../../nbs/train/04_agent.ipynb #07d01944
+# %% ../../nbs/train/04_agent.ipynb #9296152a
 @runtime_checkable
 class Agent(Protocol):
     """R agents side by side. Everything random arrives as ready-made tensors.
 
-    An agent whose updates take turns has a `period` and counts its `phase` on the host: see `Block`.
+    An agent whose updates take turns has a `period` and counts its `phase` on the host (`Block`).
     """
 
     spec: AgentSpec
