@@ -12,6 +12,7 @@ from offrl_wb.core.errors import InputError
 from offrl_wb.core.records import Records
 from offrl_wb.protocols.aggregate_metrics import (
     AGGREGATES,
+    YARDSTICKS,
     aggregate_values,
     aggregates,
     choose,
@@ -222,6 +223,32 @@ def test_a_budget_of_two_by_enumeration():
     assert float(expected_best(values, 2)) == pytest.approx(pairs.mean())
     with pytest.raises(InputError, match="the budget is 0"):
         expected_best(values, 0)
+
+
+@pytest.mark.parametrize("name", YARDSTICKS)
+def test_no_criterion_can_take_the_place_of_a_yardstick(name):
+    online = np.random.default_rng(0).normal(size=(2, 3, 4))
+    for call in (selection_scores, selection_table):
+        with pytest.raises(InputError, match=f"no criterion may be called '{name}'"):
+            call(online, {"fitted Q": online, name: -online})
+
+
+def test_only_the_oracles_count_as_online_whatever_criteria_are_called():
+    online = np.random.default_rng(0).normal(size=(2, 3, 4))
+    criteria = {"oracle of Delphi": -online, "Default": online, "any other": online}
+    table = selection_table(online, criteria, default=1, resamples=50)
+    assert dict(table.select("rule", "online").iter_rows()) == {
+        "oracle": True,
+        "oracle, held-out seeds": True,
+        "oracle of Delphi": False,
+        "Default": False,
+        "any other": False,
+        "default": False,
+        "any": False,
+    }
+    score = dict(table.select("rule", "score").iter_rows())
+    assert score["oracle"] == pytest.approx(online.mean(axis=2).max(axis=1).mean())
+    assert score["default"] == pytest.approx(online[:, 1].mean())
 
 
 def test_the_table_of_choices():

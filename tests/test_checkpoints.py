@@ -189,6 +189,33 @@ def test_an_index_that_is_none_is_one_line(text: str, tmp_path: Path) -> None:
         Store(tmp_path, ABOUT).load()
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"format": None}, "written by version"),
+        ({"about": None}, "about is amiss"),
+        ({"place": []}, "place is amiss"),
+        ({"chunks": None}, "chunks is amiss"),
+        ({"chunks": [{"name": "chunk"}]}, "chunks is amiss"),
+        ({"kept": [3]}, "kept is amiss"),
+        ({"tensors": {"name": "../state", "size": 3, "sha256": "0"}}, "tensors is amiss"),
+        ({"records": {"name": "records", "size": "3", "sha256": "0"}}, "records is amiss"),
+    ],
+)
+def test_a_foreign_index_is_one_line(change: dict, told: str, tmp_path: Path) -> None:
+    index = saved(tmp_path).folder / INDEX
+    found = json.loads(index.read_text())
+    index.write_text(json.dumps(found | change))
+    with pytest.raises(InputError, match=told) as problem:
+        Store(tmp_path, ABOUT).load()
+    assert str(tmp_path) in str(problem.value)
+    assert "start the run again" in str(problem.value)
+    for name in change:
+        index.write_text(json.dumps({n: v for n, v in found.items() if n != name}))
+        with pytest.raises(InputError, match="is no whole index of a checkpoint"):
+            saved_state(tmp_path)
+
+
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write to"):

@@ -74,6 +74,15 @@ def test_spoiled_dynamics_fatten_the_tail_and_iql_loses_more_than_riql() -> None
     assert max(explorer.figure.data[7].y) < 0.51, "the pull is not flat within the picture"
 
 
+def test_a_large_delta_costs_nothing_where_nothing_is_spoiled() -> None:
+    explorer = still()
+    for delta in (1.0, 10.0, 30.0):
+        explorer.set(rate=0.0, delta=delta)
+        assert explorer.result.returns[2] > 7.2
+    explorer.set(delta=0.03)
+    assert explorer.result.returns[2] < 7, "too small for the step of the tables"
+
+
 def test_the_curves_are_those_of_the_element_and_fall() -> None:
     explorer = still()
     before = list(explorer.figure.data[9].y)

@@ -314,6 +314,12 @@ def test_an_iteration_that_diverges_is_told():
     found = linear_fitted_q(lambda: [block], np.ones((10, 1)), 0.9, ridge=0.0)
     assert found.contraction == pytest.approx(1.8)
     assert found.value == pytest.approx(1 / (1 - 1.8))  # a fixed point all the same, and nonsense
+    assert not found.trusted
+    assert linear_fitted_q(lambda: [block], np.ones((10, 1)), 0.4, ridge=0.0).trusted  # 0.8
+    just = linear_fitted_q(lambda: [block], np.ones((10, 1)), 0.49999, ridge=0.0)
+    assert just.trusted
+    assert not replace(just, contraction=1.0).trusted
+    assert not replace(just, contraction=float("nan")).trusted
     zero = block._replace(features=np.zeros((10, 2)), following=np.zeros((10, 2)))
     with pytest.raises(InputError, match="linearly dependent"):
         linear_fitted_q(lambda: [zero], np.ones((10, 2)), 0.9, ridge=0.0)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from offrl_wb.core.errors import InputError
 from offrl_wb.core.policy import DiscretePolicy, Policy, StochasticPolicy
@@ -390,6 +391,56 @@ def test_another_format_is_refused(change, tmp_path):
     (tmp_path / "policy.json").write_text(json.dumps(description | change))
     with pytest.raises(InputError, match="version"):
         load_policy(tmp_path)
+
+
+DAMAGE = [
+    (lambda told: [], "does not describe a policy"),
+    (lambda told: None, "does not describe a policy"),
+    (lambda told: {k: v for k, v in told.items() if k != "format"}, "does not describe a policy"),
+    (lambda told: {k: v for k, v in told.items() if k != "architecture"}, "lacks the object arch"),
+    (lambda told: {k: v for k, v in told.items() if k != "about"}, "or about"),
+    (lambda told: told | {"architecture": []}, "lacks the object architecture"),
+    (lambda told: told | {"family": ["Deterministic"]}, "version"),
+    ({"depth": 3}, "has an unknown field 'depth'"),
+    ({"action": None}, "makes no network|sizes of its architecture"),
+    ({"hidden": 8}, "makes no network"),
+    ({"hidden": ["8"]}, "makes no network"),
+    ({"hidden": [8.0]}, "sizes of its architecture"),
+    ({"activation": "sine"}, "makes no network: activation is relu"),
+    ({"hidden": [8, 8]}, "is missing, and policy.json tells of floating|has float32 numbers"),
+    ({"hidden": [16]}, r"has float32 numbers \(1, 8"),
+    ({"observation": 4}, r"numbers \(3,\), and policy.json tells of floating ones \(4,\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), DAMAGE)
+def test_a_foreign_description_is_one_clear_line(change, told, tmp_path):
+    save_policy(tmp_path, saved(Deterministic(3, 2, (8,)), observation_mean=np.ones(3)))
+    file = tmp_path / "policy.json"
+    found = json.loads(file.read_text())
+    if isinstance(change, dict):
+        found["architecture"] |= change
+    else:
+        found = change(found)
+    file.write_text(json.dumps(found))
+    with pytest.raises(InputError, match=told) as problem:
+        load_policy(tmp_path)
+    assert str(tmp_path) in str(problem.value)
+    assert "\n" not in str(problem.value)
+
+
+def test_foreign_arrays_are_one_clear_line(tmp_path):
+    policy = saved(Deterministic(3, 2, (8,)))
+    folder, file = save_policy(tmp_path, policy), tmp_path / "policy.safetensors"
+    good = load_file(file)
+    save_file(good | {"more": np.ones(2)}, file)
+    with pytest.raises(InputError, match=r"more has float64 .* tells of none of that name"):
+        load_policy(folder)
+    save_file({name: array.astype(np.int64) for name, array in good.items()}, file)
+    with pytest.raises(InputError, match="has int64 numbers"):
+        load_policy(folder)
+    save_file(good, file)
+    assert torch.equal(load_policy(folder).weights.flat, policy.weights.flat)
 
 
 def test_a_saved_policy_is_one_replica_and_takes_batches():

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offrl_wb.core.errors import InputError
+from offrl_wb.data.corruption import corrupt
 from offrl_wb.data.dataset import Dataset, as_numpy
 from offrl_wb.data.spec import ImageFile
-from offrl_wb.data.views import add_monte_carlo_returns
+from offrl_wb.data.views import add_monte_carlo_returns, normalise
 from offrl_wb.train.replay import (
     Mixed,
     OnlineBuffer,
@@ -171,11 +172,63 @@ def test_actions_of_another_box_come_on_the_agents_scale():
     assert found.abs().max() <= 1 + 1e-6
 
 
-def test_actions_beyond_the_box_stay_there_unless_they_are_clipped():
+def test_actions_beyond_the_box_are_refused_unless_they_are_to_be_clipped():
     log = with_actions(make_log(low=-3, high=3), Box(-1, 1, (2,), np.float32))
     rows = torch.arange(len(log))[None]
-    assert Transitions(log).batch(rows).action.abs().max() > 2
+    told = r"action \d is -?[12]\.\d+ at row \d+ \(episode \d+, .* spec says -1 to 1: correct"
+    with pytest.raises(InputError, match=told):
+        Transitions(log)
     assert Transitions(log, clip_actions=0.999).batch(rows).action.abs().max() <= 0.999
+
+
+def test_actions_may_overshoot_by_rounding_and_where_they_were_corrupted():
+    edge = make_log().with_columns(action=np.full((60, 2), 1.0001, np.float32))
+    assert Transitions(edge).sample(uniform(1, 4)).action.max() > 1
+    with pytest.raises(InputError, match=r"action 0 is 1\.001"):
+        Transitions(edge.with_columns(action=np.full((60, 2), 1.001, np.float32)))
+    spoiled = normalise(corrupt(make_log(), "actions", rate=0.5, scale=3.0, seed=0).dataset)
+    assert Transitions(spoiled.dataset).sample(uniform(1, 200)).action.abs().max() > 1.1
+
+
+def test_whole_number_actions_that_there_are_not_are_refused():
+    log = Dataset.from_arrays(np.zeros((4, 2)), np.array([2, 4, 5, 3]), np.zeros(4), [0, 0, 0, 1])
+    Transitions(with_actions(log, Discrete(4, start=2)))
+    for space in (Discrete(3, start=2), Discrete(3, start=3)):
+        with pytest.raises(
+            InputError, match=r"action 0 is \d at row \d .* whole numbers from \d to"
+        ):
+            Transitions(with_actions(log, space))
+
+
+def test_returns_that_are_not_numbers_and_numbers_too_large_are_refused():
+    known = np.where(np.arange(60) == 7, np.nan, 1.0)
+    with pytest.raises(InputError, match=r"mc_return is not a finite number at row 7 "):
+        Transitions(make_log().with_columns(mc_return=known))
+    large = make_log(dtype=np.float64).with_columns(reward=np.full(60, 1e39))
+    with pytest.raises(InputError, match=r"reward has a number of 1e\+39, .* train in float64"):
+        Transitions(large)
+    assert Transitions(large, torch.float64).sample(uniform(1, 4)).reward.min() == 1e39
+    step = [
+        np.zeros((2, 3)),
+        np.zeros((2, 1)),
+        np.array([0, 1e39]),
+        np.zeros((2, 3)),
+        [0, 0],
+        [0, 0],
+    ]
+    with pytest.raises(InputError, match=r"reward of replica 1 is not a finite number"):
+        OnlineBuffer(2, 3, 1).add(*step)
+    OnlineBuffer(2, 3, 1, dtype=torch.float64).add(*step)
+    alone = OnlineBuffer(2, 3, 1, dtype=torch.float64)
+    alone.add(*(np.asarray(part, np.float32) for part in (*step[:2], np.zeros(2), *step[3:])))
+
+
+def test_a_mixture_tells_that_the_storage_of_a_part_moved():
+    offline, online = tagged()
+    source = Mixed(offline, online, 0.5)
+    before = source.version
+    online._grow(20_000)
+    assert source.version != before
 
 
 def test_whole_number_actions_and_observations():

@@ -157,6 +157,36 @@ def test_twenty_updates_are_those_of_a_plain_version(name):
         assert largest_difference(agent, reference, replica) < 1e-10
 
 
+@pytest.mark.parametrize(("kind", "width"), [("edac", 40), ("edac_authors", 5)])
+def test_critics_start_as_corls_or_as_the_authors(kind, width):
+    config = Config(actor_hidden=(30, 40), critic_hidden=(40, 30), critics=4, initialisation=kind)
+    agent = make(BOX, config, (0, 1), torch.float64)
+    blocks = agent.critic.frozen().tensors()
+    widths = (width, 30 if kind == "edac" else 40)
+    for layer, counted in enumerate(widths):
+        assert (blocks[f"bias_{layer}"] == 0.1).all()
+        largest = blocks[f"weight_{layer}"].abs().amax(dim=(-1, -2))  # of each critic
+        assert (largest <= counted**-0.5).all()
+        assert (largest > 0.9 * counted**-0.5).all()
+    for name in ("weight_2", "bias_2"):
+        assert 0.0015 < blocks[name].abs().max() <= 0.003
+    assert torch.equal(agent.critic.flat, agent.critic_target.flat)
+    assert agent.critic.flat.requires_grad
+    actor = agent.actor.frozen().tensors()
+    assert 0.9 * 30**-0.5 < actor["weight_0"].abs().max() <= 30**-0.5
+    assert (actor["bias_1"] == 0.1).all()
+    assert actor["weight_2"].abs().max() <= 1e-3
+
+
+def test_both_first_weights_of_edac_share_their_actor_and_are_replicas_own():
+    config = replace(SMALL, initialisation="edac_authors")
+    several, alone = make(BOX, config, (3, 4)), make(BOX, config, (4,))
+    assert torch.equal(several.critic.select([1]).flat, alone.critic.flat)
+    other = make(BOX, replace(SMALL, initialisation="edac"), (4,))
+    assert torch.equal(alone.actor.flat, other.actor.flat)
+    assert not torch.equal(alone.critic.flat, other.critic.flat)
+
+
 def test_edac_without_its_weight_is_sac_n():
     plain = make(BOX, SMALL, [2], torch.float64)
     vector = make(BOX, replace(SMALL, diversity=(0.0, 3.0)), [2, 2], torch.float64)

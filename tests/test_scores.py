@@ -33,6 +33,8 @@ from tests.shared_data import neorl2_file
         ("DMSD", 30.60, 849.51),
         ("dmsd-val", 30.60, 849.51),
         ("DMSD-v0", 30.60, 849.51),
+        ("DMSD-v0-train", 30.60, 849.51),
+        ("dmsd-train-v1", 30.60, 849.51),
         ("SafetyHalfCheetah-train", -283, 2507),
     ],
 )
@@ -77,6 +79,19 @@ def test_an_unknown_name_is_refused_with_those_near_it():
         reference("Hopper-v5")
     with pytest.raises(InputError, match="no references for '§': pass or register"):
         reference("§")
+
+
+@pytest.mark.parametrize("name", ["D4RL/pen/human-v2", "mujoco/hopper/medium-v0"])
+def test_names_of_minari_are_refused_since_their_files_carry_references(name):
+    with pytest.raises(InputError, match="Minari's data sets carry their own"):
+        reference(name)
+
+
+def test_only_versions_and_parts_at_the_end_are_left_out():
+    with pytest.raises(InputError, match="no references for 'train-v0-DMSD'"):
+        reference("train-v0-DMSD")
+    with pytest.raises(InputError, match="no references for 'DMSD-training'"):
+        reference("DMSD-training")
 
 
 def test_own_references_are_entered_once_and_do_not_replace_published_ones(monkeypatch):

@@ -138,6 +138,22 @@ def test_the_sweeps_are_those_of_plain_loops(delta):
     assert np.allclose(found.heads.reshape(3, -1)[:, log.pairs], q, atol=1e-5)
 
 
+def test_a_huge_delta_is_the_learner_of_squared_errors_with_as_many_heads():
+    rows = spoiled_rows(GRID, "dynamics", rate=0.3, seed=3)
+    plain = learn_grid(GRID, rows, TableLearner(5, 0.25, np.inf, sweeps=300))
+    near, far = (learn_grid(GRID, rows, TableLearner(5, 0.25, d, sweeps=300)) for d in (1e4, 0.3))
+    assert np.allclose(near.values, plain.values, atol=2e-3)
+    assert np.allclose(near.heads[:, :120], plain.heads[:, :120], atol=2e-3)
+    assert np.abs(far.values - plain.values).max() > 1
+    steps = [TableLearner(huber_delta=d).critic_step for d in (0.03, 0.3, 0.5, 10, np.inf)]
+    assert steps == [0.15, 0.15, 0.15, 3.0, 0.3]
+
+
+@pytest.mark.parametrize("delta", [1.0, 10.0, 30.0])
+def test_a_large_delta_costs_nothing_on_the_clean_log(delta):
+    assert table.returns_of(GRID, {"": TableLearner(huber_delta=delta)}, [0]).min() > 7.2
+
+
 def test_riql_beats_iql_on_spoiled_dynamics_and_nothing_is_lost_on_the_clean_log():
     clean = table.returns_of(GRID, LEARNERS, [0])
     assert clean.min() > 7.2
@@ -163,11 +179,23 @@ def test_the_committed_curves_are_whole_and_a_point_is_made_again():
     assert curves["dynamics", "random"][:, RATES.index(0.3), 0] == pytest.approx(again[0], abs=0.5)
 
 
+def test_more_rows_cure_huber_s_loss_and_not_the_mean():
+    sizes = table.by_copies(committed_records("tabular_riql"))
+    assert set(sizes) == set(table.CONDITIONS)
+    for values in sizes.values():
+        assert values.shape == (3, 3, table.REPLICAS)
+        assert values[2, 1:].min() > 7, "Huber and RIQL with 500 rows of every pair"
+    assert sizes["dynamics", 0.1][2, 0].mean() > 7, "little bias: the mean is cured as well"
+    assert sizes["dynamics", 0.3][2, 0].max() < 2, "much bias: it is not"
+    again = table.returns_of(GRID, LEARNERS, [0], copies=64, element="dynamics", rate=0.3)
+    assert sizes["dynamics", 0.3][1, :, 0] == pytest.approx(again[0], abs=0.5)
+
+
 def test_a_task_s_records_and_what_is_refused():
     task = table.scale_tasks()[0] | {"replicas": 1}
     frame = table.run_task(task, 0)
     assert frame["system"].to_list() == list(LEARNERS)
-    assert len(table.scale_tasks()) == 1 + 4 * 2 * 6
+    assert len(table.scale_tasks()) == 1 + 4 * 2 * 6 + 4 * 2
     for wrong in (dict(element="states"), dict(element="rewards", mode="bad"), dict(element="dynamics", rate=2)):  # noqa: E501  # fmt: skip
         with pytest.raises(InputError):
             spoiled_rows(GRID, **wrong)

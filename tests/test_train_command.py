@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -15,14 +16,24 @@ import numpy as np
 import pytest
 
 from offrl_wb.app import train_command
-from offrl_wb.app.cli import run
-from offrl_wb.app.train_command import Words, ask, parse_bounds, parse_seeds, replica_config
+from offrl_wb.app.cli import run, train
+from offrl_wb.app.train_command import (
+    Words,
+    ask,
+    heir_config,
+    parse_bounds,
+    parse_seeds,
+    replica_config,
+    results,
+)
 from offrl_wb.core.errors import InputError
-from offrl_wb.core.records import load_records
+from offrl_wb.core.records import load_records, save_records
 from offrl_wb.data.collector import collect, uniform_policy
 from offrl_wb.data.dataset import Dataset
 from offrl_wb.data.spec import Spec
 from offrl_wb.nets.policies import load_policy
+from offrl_wb.train.logs import Log
+from offrl_wb.worlds.mass_spring import register
 
 ROOT = Path(__file__).resolve().parents[1]
 Capture = pytest.CaptureFixture[str]
@@ -173,14 +184,100 @@ def test_online_from_nothing_and_handed_over(made: Path, capsys: Capture) -> Non
     assert "random: 3 steps" in shown
     assert "online: 30 steps, 8 rows in a batch, 1 updates a step" in shown
     words = ["train", "sac", "--data", f"{made}/log", "--env", "Pendulum-v1", *SHORT, *small]
-    words += ["--warm-up", "8", "--online-steps", "10", "--then", "sac"]
-    then = ["--then-set", "actor_hidden=8", "--then-set", "critic_hidden=8"]
-    assert run([*words, *then, "--then-set", "updates=2", "--episodes", "0"]) == 0
-    assert "as sac, 16 rows in a batch" in capsys.readouterr().err
+    words += ["--warm-up", "8", "--online-steps", "10", "--then", "sac", "--episodes", "0"]
+    assert run([*words, "--then-set", "updates=2"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "as sac (actor_hidden=8 critic_hidden=8 updates=2), 16 rows in a batch" in told
+
+
+def test_the_example_of_a_hand_over_runs_as_it_stands(tmp_path: Path, capsys: Capture) -> None:
+    register()
+    space = gymnasium.make("DMSD-v0").action_space
+    collect(uniform_policy(space), "DMSD-v0", transitions=150).save(tmp_path / "log")
+    [line] = [line for line in (train.__doc__ or "").splitlines() if "--then wsrl" in line]
+    words = line.replace("log.npz", "log").replace("ID", "DMSD-v0").split()[1:]
+    words += ["--steps", "2", "--warm-up", "3", "--online-steps", "2", "--batch-size", "4"]
+    assert run([*words, "--episodes", "0"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warm-up: 3 steps" in told
+    assert "as wsrl (critics=2 replacement=False critic_layer_norm=False" in told
+
+
+def test_who_goes_on_takes_networks_and_discount_unless_told_otherwise() -> None:
+    from offrl_wb.agents import cal_ql, rlpd, td3_bc, wsrl
+
+    before = cal_ql.Config(actor_hidden=(8,), critics=3, discount=(0.9, 0.8), polyak=0.5)
+    config = heir_config("wsrl", before, {"updates": "2", "critic_hidden": "16"})
+    assert config == wsrl.matched(before, updates=2, critic_hidden=(16,))
+    assert (config.discount, config.polyak) == ((0.9, 0.8), wsrl.Config().polyak)
+    found = heir_config("rlpd", before, {"critics": "5"})
+    assert (found.actor_hidden, found.critics, found.discount) == ((8,), 5, (0.9, 0.8))
+    assert found.critic_layer_norm == before.critic_layer_norm
+    assert (found.updates, found.polyak) == (rlpd.Config().updates, rlpd.Config().polyak)
+    with pytest.raises(InputError, match="wsrl cannot take over from td3_bc"):
+        heir_config("wsrl", td3_bc.Config(), {})
+    with pytest.raises(InputError, match="'critcs'; did you mean critics"):
+        heir_config("wsrl", before, {"critcs": "5"})
+
+
+def test_a_run_without_records_ends_and_is_found_again(capsys: Capture) -> None:
+    words = ["train", "sac", "--env", "Pendulum-v1", "--online-steps", "20", "--random-steps", "0"]
+    words += ["--updates-per-step", "0.01", "--episodes", "0", "-p", "actor_hidden=8"]
+    assert run([*words, "-p", "critic_hidden=8"]) == 0
+    first = capsys.readouterr()
+    assert "nothing was evaluated: pass --episodes of 1 or more" in first.err
+    assert run([*words, "-p", "critic_hidden=8"]) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "nothing is left to do" in again.err
+
+
+def table(folder: Path, rows: list[tuple[int, int, float]], rates: tuple[float, ...]) -> str:
+    """The table for returns `(step, replica, value)`; a value of NaN: the replica diverged."""
+    log, seeds = Log("bc", "world", "log", [0, 1] * (len(rates) // 2), [{}] * len(rates)), rates
+    for step, replica, value in rows:
+        only = np.arange(len(rates)) == replica
+        metric = {"diverged": np.ones(len(rates))}
+        if not np.isnan(value):
+            metric = {"evaluation/return": np.full(len(rates), value)}
+        log.add(step, metric, only)
+    save_records(log.frame(), folder / "records.parquet")
+    config = SimpleNamespace(learning_rate=rates)
+    asked: Any = SimpleNamespace(
+        folder=folder, seeds=seeds, config=config, varied=("learning_rate",), environment="world"
+    )
+    return results(asked)
+
+
+def test_what_a_replica_had_before_it_diverged_is_no_result(tmp_path: Path) -> None:
+    lost = float("nan")
+    rows = [(100, r, 0.0) for r in range(4)] + [(150, 1, lost), (200, 0, 100.0), (200, 2, 7.0)]
+    found = table(tmp_path, [*rows, (200, 3, 9.0), (300, 2, 8.0)], (0.1, 0.1, 0.2, 0.2))
+    first, second, third = (" ".join(line.split()) for line in found.splitlines())
+    assert first == "return at step 200"
+    assert second == "learning_rate=0.1 100 (1 seed, 1 of 2 diverged)"
+    assert third == "learning_rate=0.2 8 ± 1 (2 seeds)"
+
+
+def test_a_combination_of_which_nothing_is_left_stays_in_the_table(tmp_path: Path) -> None:
+    lost = float("nan")
+    rows = [(100, 2, 5.0), (100, 3, 5.0), (150, 0, lost), (160, 1, lost)]
+    found = [" ".join(line.split()) for line in table(tmp_path, rows, (1, 1, 2, 2)).splitlines()]
+    assert found[1:] == [
+        "learning_rate=1 no evaluation (2 of 2 diverged)",
+        "learning_rate=2 5 ± 0 (2 seeds)",
+    ]
+    gone = table(tmp_path, rows[2:], (1, 1, 2, 2)).splitlines()
+    assert gone[0].startswith("nothing was evaluated")
+    assert " ".join(gone[1].split()) == "learning_rate=1 no evaluation (2 of 2 diverged)"
+    apart = table(tmp_path, [(100, 0, 1.0), (200, 1, 3.0)], (1, 1)).splitlines()
+    assert apart[0] == "return when each replica last had one, up to step 200"
+    assert " ".join(apart[1].split()) == "learning_rate=1 2 ± 1 (2 seeds)"
 
 
 def test_the_state_of_an_earlier_run_is_a_beginning(made: Path, capsys: Capture) -> None:
-    words = ["train", "bc", "--data", f"{made}/log", *SHORT, "-p", "hidden=8"]
+    wide = ["train", "bc", "--data", f"{made}/log", *SHORT, "-p"]
+    words = [*wide, "hidden=8"]
     assert run(words) == 0
     first = capsys.readouterr().out.strip()
     assert run([*words, "--start", first]) == 0
@@ -190,6 +287,11 @@ def test_the_state_of_an_earlier_run_is_a_beginning(made: Path, capsys: Capture)
     assert losses[0] != losses[1]
     assert run([*words, "--start", "nowhere"]) == 2
     assert "there is no checkpoint in nowhere" in capsys.readouterr().err
+    for other in ([*wide, "hidden=9"], [*words, "--seeds", "0,1"]):
+        assert run([*other, "--start", first]) == 2
+        told = capsys.readouterr()
+        assert "agent " not in told.err  # not even a summary
+        assert f"--start {first}: actor/weights has shape" in told.err
 
 
 def test_a_log_without_bounds_takes_those_of_the_environment(made: Path, capsys: Capture) -> None:
@@ -258,6 +360,9 @@ def test_settings_are_shown(capsys: Capture) -> None:
         (["train", "bc", "--data", "{log}", "--then", "sac"], "--then is for the online steps"),
         (["train", "bc", "--data", "{log}", "--then-set", "a=1"], "--then-set needs --then"),
         (["train", "bc", "--data", "{log}", "--action-bounds", "1"], "--action-bounds takes"),
+        (["train", "bc", "--data", "{log}", "--action-bounds=-0.1,0.1"], "lies between -2 and 2"),
+        (["train", "bc", "--env", "Pendulum-v1", "--action-bounds=-1,1"], "is of no use without"),
+        (["train", "bc", "--data", "{log}", "--env-option", "g=3"], "--env-option is of no use"),
         (["train", "bc", "--data", "{log}", "-o", "{log}/spec"], "cannot write to"),
         (["train", "bc", "--data", "{holed}", "--env", "Pendulum-v1"], "reward"),
         (
@@ -314,7 +419,7 @@ def test_words() -> None:
 def test_the_command_is_told_without_loading_torch() -> None:
     code = """
 import sys
-from offrl_wb.app.cli import run
+from offrl_wb.app.cli import run, train
 assert run(["train", "-h"]) == 0
 print([name for name in ("torch", "numpy", "polars") if name in sys.modules])
 """

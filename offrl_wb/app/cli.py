@@ -299,12 +299,12 @@ def data_convert(
     if lost := given_up(dataset):
         typer.echo(lost, err=True)
 
-# %% ../../nbs/app/09_cli.ipynb #55492e5f
+# %% ../../nbs/app/09_cli.ipynb #cd65b864
 @data_app.command("collect")
 def data_collect(
     env: Annotated[str, typer.Argument(metavar="ENV", help="Pendulum-v1, Hopper-v5, …")],
     steps: Annotated[
-        int | None, typer.Option(help="Of training; known for the four tasks below.")
+        int | None, typer.Option(help="Of training; known for the four tasks above.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of training and of all sets.")] = 0,
     sets: Annotated[
@@ -331,7 +331,8 @@ def data_collect(
 
     The result is a folder DIR/ENV-HASH with a data set in each of random/, medium/, expert/ and
     replay/, which know the returns that count as 0 and 100; its path is printed. The same request
-    finds the finished folder; one that was killed goes on from its last checkpoint.
+    finds the finished folder; one that was killed goes on from its last checkpoint. Other sets, or
+    more transitions, of the same training take no second training.
 
     Steps are known for Pendulum-v1 and InvertedPendulum-v5 (minutes), Hopper-v5 and HalfCheetah-v5
     (hours). All but the first need MuJoCo: pip install 'offrl_wb[mujoco]'.
@@ -358,7 +359,7 @@ def data_collect(
     typer.echo(table, err=True)
     typer.echo(str(folder))
 
-# %% ../../nbs/app/09_cli.ipynb #dbb6d06c
+# %% ../../nbs/app/09_cli.ipynb #4c0408a6
 PairsOption = list[str] | None
 
 
@@ -395,7 +396,8 @@ def train(
         str, typer.Option(metavar="AGENT", help="The agent that goes on online with the state.")
     ] = "",
     then_set: Annotated[
-        PairsOption, typer.Option(metavar="KEY=VALUE", help="A setting of that agent; repeatable.")
+        PairsOption,
+        typer.Option(metavar="KEY=VALUE", help="A setting of the agent of --then; repeatable."),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 256,
     updates_per_step: Annotated[float, typer.Option(help="Updates for each online step.")] = 1.0,
@@ -434,6 +436,9 @@ def train(
     a folder DIR/AGENT-HASH with records.parquet, policies/, tensorboard/, checkpoint/ and run.json;
     its path is printed. The same request finds the finished run at once. One that was killed goes
     on from its last checkpoint when it is asked for again.
+
+    The agent of --then takes the sizes of its networks and the discount from the first agent, and
+    everything else from its own defaults; --then-set changes both (-p is for the first agent only).
 
     Examples:
 

@@ -411,7 +411,7 @@ def take_over(asked: Collection, report: Callable[[str], Any]) -> None:
             aside.rename(asked.work / "training")
             return
 
-# %% ../../nbs/app/22_collect_command.ipynb #f1ed56ef
+# %% ../../nbs/app/22_collect_command.ipynb #058f408a
 def _carry_out(asked: Collection, began: float, report: Callable[[str], Any]) -> str:
     """Train, choose, collect and tell, in the working folder; the table."""
     run = train_sac(asked)
@@ -443,9 +443,10 @@ def _collection(asked: Collection, force: bool, report: Callable[[str], Any]) ->
         try:
             text = _carry_out(asked, began, report)
         except InputError as problem:
-            if begun.exists():
+            if begun.exists() and str(asked.work) not in str(problem):
                 raise InputError(f"{problem} (what was trained is in {asked.work})") from None
-            shutil.rmtree(asked.work, ignore_errors=True)
+            if not begun.exists():
+                shutil.rmtree(asked.work, ignore_errors=True)
             raise
         put_in_place(asked.work, asked.folder, keep_finished=not force)
     return asked.folder, text

@@ -93,21 +93,26 @@ D4RL_REFERENCES = {
 }
 REFERENCES = D4RL_REFERENCES | NEORL2_REFERENCES
 
-# %% ../../nbs/core/05_scores.ipynb #ba2bace6
+# %% ../../nbs/core/05_scores.ipynb #74f52f6a
 def plain_name(name: str) -> str:
-    """`name` in small letters, without a version (`-v2`) or a part (`-train`, `-val`)."""
-    return re.sub(r"-(v\d+|train|val)$", "", name.lower())
+    """`name` in small letters, without version (`-v2`) and part (`-train`, `-val`) at its end."""
+    return re.sub(r"(-(v\d+|train|val))+$", "", name.lower())
 
 
 def reference(name: str) -> Reference:
     """The reference returns of a benchmark's task or data set, by its published name.
 
-    A version (`-v2`) or a part (`-train`, `-val`) at the end of `name` is ignored, and so are
-    capitals. Raises `InputError` with the nearest names for an unknown one.
+    Versions (`-v2`) and parts (`-train`, `-val`) at the end of `name` are ignored, and so are
+    capitals. Raises `InputError` with the nearest names for an unknown one, and for a name of
+    Minari's, whose data sets carry references of their own.
     """
     plain = plain_name(name)
     known = {plain_name(key): found for key, found in REFERENCES.items()}
     if plain not in known:
+        if "/" in plain:
+            raise InputError(
+                f"no references for {name!r}: Minari's data sets carry their own, if they have any"
+            )
         near = get_close_matches(plain, known, 2, 0.5)
         told = f" (near: {', '.join(near)})" if near else ""
         raise InputError(f"no references for {name!r}{told}: pass or register them")

@@ -435,7 +435,7 @@ class SavedDiscretePolicy(SavedPolicy):
         out = self._out(observations).double()
         return self.architecture.probabilities(out)[0].numpy()
 
-# %% ../../nbs/nets/03_policies.ipynb #84d474bb
+# %% ../../nbs/nets/03_policies.ipynb #c132557d
 def saved_policy(architecture: Any, weights: Weights, **details: Any) -> SavedPolicy:
     """The kind of `SavedPolicy` that fits the architecture; `details` are its other fields."""
     return SavedPolicy(architecture, weights, **details)
@@ -475,29 +475,77 @@ def load_policy(folder: str | Path) -> SavedPolicy:
 
     Raises `InputError` if a file is missing, damaged, or of another version.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     folder = Path(folder)
     for name in ("policy.json", "policy.safetensors"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} holds no saved policy: {name} is missing")
-    try:
-        description = json.loads((folder / "policy.json").read_text())
-        arrays = load_file(folder / "policy.safetensors")
-    except (ValueError, SafetensorError) as problem:
-        raise InputError(
-            f"the policy in {folder} cannot be read: {problem}; save it again"
-        ) from None
-    family: Any = FAMILIES.get(description.get("family"))
-    if description.get("format") != FORMAT or family is None:
-        raise InputError(
-            f"{folder}/policy.json is of format {description.get('format')}, this version reads"
-            f" {FORMAT}: use the version of offrl_wb that wrote it"
-        )
-    architecture = family(**description["architecture"])
-    weights = Weights.from_arrays(
-        {name: arrays[f"weights/{name}"] for name in architecture.shapes(1)}
-    )
+    architecture, about = _described(folder / "policy.json")
+    arrays = _fitting(folder / "policy.safetensors", architecture)
+    weights = Weights.from_arrays({n: arrays[f"weights/{n}"] for n in architecture.shapes(1)})
     details = {name: arrays.get(name) for name in NORMALISATION}
-    return SavedPolicy(architecture, weights, about=description["about"], **details)
+    return SavedPolicy(architecture, weights, about=about, **details)
+
+# %% ../../nbs/nets/03_policies.ipynb #7804497f
+def _refused(path: Path, why: Any) -> InputError:
+    """What to raise for a file of a policy that is damaged or foreign."""
+    line = " ".join(str(why).split())
+    return InputError(f"the policy in {path} cannot be read: {line}; save it again")
+
+
+def _described(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The architecture in a policy.json, and what it is about."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise _refused(path, problem) from None
+    if not isinstance(found, dict) or "format" not in found:
+        raise _refused(path, "it does not describe a policy")
+    family = found.get("family")
+    if found["format"] != FORMAT or not isinstance(family, str) or family not in FAMILIES:
+        raise InputError(
+            f"{path} is of format {found['format']} and family {family}, this version reads format"
+            f" {FORMAT} of {', '.join(FAMILIES)}: use the version of offrl_wb that wrote it"
+        )
+    if "about" not in found or not isinstance(found.get("architecture"), dict):
+        raise _refused(path, "it lacks the object architecture, or about")
+    return _architecture(path, FAMILIES[family], found["architecture"]), found["about"]
+
+
+def _architecture(path: Path, family: Any, told: Mapping[str, Any]) -> Any:
+    """The architecture whose fields a policy.json tells."""
+    names = {part.name for part in dataclasses.fields(family)}
+    if odd := sorted(names ^ set(told)):
+        kind = "an unknown" if odd[0] in told else "no"
+        raise _refused(path, f"the architecture of a {family.__name__} has {kind} field {odd[0]!r}")
+    try:
+        built = family(**told)
+        sizes = [n for shape in built.shapes(1).values() for n in shape]
+    except (TypeError, ValueError, AttributeError, RecursionError, InputError) as problem:
+        raise _refused(path, f"its architecture makes no network: {problem}") from None
+    if not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise _refused(path, "sizes of its architecture are not whole numbers of 1 or more")
+    return built
+
+
+def _fitting(path: Path, architecture: Any) -> dict[str, np.ndarray]:
+    """The arrays of a policy.safetensors, if they are those of the architecture."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = dict(load_file(path))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as problem:
+        raise _refused(path, problem) from None
+    blocks = {f"weights/{name}": shape for name, shape in architecture.shapes(1).items()}
+    discrete = isinstance(architecture, Categorical)
+    sizes = dict.fromkeys(NORMALISATION[:2], (architecture.observation,))
+    sizes |= {} if discrete else dict.fromkeys(NORMALISATION[2:], (architecture.action,))
+    for name in sorted(set(arrays) | set(blocks)):
+        shape = arrays[name].shape if name in arrays else None
+        wanted = (blocks | sizes).get(name)
+        fits = shape == wanted or (name in sizes and shape in ((), (1,)))
+        if not fits or shape is None or arrays[name].dtype.kind != "f":
+            has = "is missing" if shape is None else f"has {arrays[name].dtype} numbers {shape}"
+            asks = "none of that name" if wanted is None else f"floating ones {wanted}"
+            raise _refused(path, f"{name} {has}, and policy.json tells of {asks}")
+    return arrays

@@ -175,7 +175,7 @@ def fitted_value(
     lost = np.where(world.seen, 0, weight).sum(axis=(-1, -2)) / weight.sum(axis=(-1, -2))
     return FittedValue((values * start).sum(axis=-1), np.sqrt(variance), lost)
 
-# %% ../../nbs/protocols/03_fitted_q.ipynb #714c278c
+# %% ../../nbs/protocols/03_fitted_q.ipynb #664e8c2e
 class Block(NamedTuple):
     """Rows of a log: `(N, d)` features of the pair, of what follows; rewards, episodes `(N,)`."""
 
@@ -190,13 +190,18 @@ class LinearValue:
     """A value with its standard error, `weights` `(d,)`, and each episode's `influence` `(E,)`.
 
     `contraction`: the factor by which one round of fitted-Q shrinks errors, asymptotically; at 1 or
-    more the iteration diverges, and the value deserves no trust.
+    more the iteration diverges, and the value is not to be trusted (`trusted`).
     """
 
     value: float
     influence: np.ndarray
     weights: np.ndarray
     contraction: float
+
+    @property
+    def trusted(self) -> bool:
+        """Whether rounds of fitted-Q would converge to this value: else do not select by it."""
+        return self.contraction < 1
 
     @property
     def error(self) -> float:

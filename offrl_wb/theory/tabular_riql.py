@@ -158,7 +158,7 @@ def location(values: np.ndarray, delta: float) -> float:
             high = middle
     return (low + high) / 2
 
-# %% ../../nbs/theory/14_tabular_riql.ipynb #4b30ff9f
+# %% ../../nbs/theory/14_tabular_riql.ipynb #cdc2b724
 @dataclass(frozen=True)
 class TableLearner:
     """What to do with a log; a value. `InputError` for a number outside its range.
@@ -185,7 +185,7 @@ class TableLearner:
 
     @property
     def critic_step(self) -> float:
-        """The step of the tables of Q; with the pull `x / huber_delta` it is 0.3 for a large one."""
+        """The step of the tables of Q, which undoes the factor of the pull for a large delta."""
         return 0.3 if np.isinf(self.huber_delta) else max(0.15, 0.3 * self.huber_delta)
 
 

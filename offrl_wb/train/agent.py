@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['ROOM', 'Shapes', 'AgentSpec', 'spec_of_spaces', 'agent_spec', 'check_environment', 'check_batch', 'Agent',
-           'ReplicaAgent', 'weights_of', 'agent_names', 'agent_module', 'make_agent', 'layouts', 'blocks',
-           'select_state', 'HandOver', 'load_state', 'copy_state', 'select_replicas', 'Divergence', 'Guard']
+           'ReplicaAgent', 'check_seeds', 'weights_of', 'agent_names', 'agent_module', 'make_agent', 'layouts',
+           'blocks', 'select_state', 'HandOver', 'in_common', 'load_state', 'copy_state', 'block_shapes',
+           'check_hand_over', 'select_replicas', 'Divergence', 'Guard']
 
-# %% ../../nbs/train/04_agent.ipynb #cc49cfd4
+# %% ../../nbs/train/04_agent.ipynb #930a2137
 import importlib
 import importlib.util
+import operator
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +27,7 @@ from ..data.spec import Spec, width
 from ..nets.layers import Weights
 from .noise import Noise, generators
 from .replay import Batch
-from .settings import check_config, for_replicas, vectors
+from .settings import check_config, for_replicas, settings_of, vectors
 
 # %% ../../nbs/train/04_agent.ipynb #8e6d2dc0
 @dataclass(frozen=True)
@@ -112,10 +114,18 @@ def agent_spec(about: Dataset | Spec) -> AgentSpec:
     spec = about.spec if isinstance(about, Dataset) else about
     return spec_of_spaces(spec.observation_space, spec.action_space)
 
-# %% ../../nbs/train/04_agent.ipynb #f23dc4ae
-def check_environment(spec: AgentSpec, observation_space: Any, action_space: Any) -> None:
-    """`InputError` where an environment does not fit an agent, or the data it learnt from."""
-    other = spec_of_spaces(observation_space, action_space)
+# %% ../../nbs/train/04_agent.ipynb #8809f233
+def check_environment(
+    spec: AgentSpec,
+    observation_space: Any,
+    action_space: Any,
+    sides: tuple[str, str] = ("the data", "the environment"),
+) -> None:
+    """`InputError` where an environment does not fit an agent, or the data it learnt from.
+
+    `sides`: what `spec` is of and what the spaces are of, in words.
+    """
+    other, (here, there) = spec_of_spaces(observation_space, action_space), sides
     for name in ("observation", "action"):
         ours, theirs = getattr(spec, name), getattr(other, name)
         one, two = (spec.one_hot, other.one_hot)
@@ -123,12 +133,10 @@ def check_environment(spec: AgentSpec, observation_space: Any, action_space: Any
             one, two = spec.discrete, other.discrete
         if one != two:
             kinds = {True: "whole numbers", False: "vectors"}
-            raise InputError(
-                f"{name}s are {kinds[one]} in the data, {kinds[two]} in the environment"
-            )
+            raise InputError(f"{name}s are {kinds[one]} in {here}, {kinds[two]} in {there}")
         if ours != theirs:
             raise InputError(
-                f"{name}s have size {ours} in the data and {theirs} in the environment:"
+                f"{name}s have size {ours} in {here} and {theirs} in {there}:"
                 " these belong to different tasks"
             )
     for name in ("low", "high"):
@@ -137,14 +145,14 @@ def check_environment(spec: AgentSpec, observation_space: Any, action_space: Any
         if differ.any():
             column = int(differ.argmax())
             raise InputError(
-                f"action {column} has the {name} bound {ours[column]:g} in the data and"
-                f" {theirs[column]:g} in the environment: rescale the data's actions, or correct"
+                f"action {column} has the {name} bound {ours[column]:g} in {here} and"
+                f" {theirs[column]:g} in {there}: rescale the data's actions, or correct"
                 " the dataset's spec"
             )
     if (spec.start, spec.observation_start) != (other.start, other.observation_start):
         raise InputError(
             f"whole numbers start at {spec.start}, {spec.observation_start} (actions, observations)"
-            f" in the data and at {other.start}, {other.observation_start} in the environment"
+            f" in {here} and at {other.start}, {other.observation_start} in {there}"
         )
 
 
@@ -208,7 +216,7 @@ class Agent(Protocol):
         """One replica as a saved policy on the environment's scale of actions."""
         ...
 
-# %% ../../nbs/train/04_agent.ipynb #679ab56c
+# %% ../../nbs/train/04_agent.ipynb #7fe51afc
 class ReplicaAgent:
     """What most agents share; they set `parts` and write `noise`, `update`, `act`, `policy`.
 
@@ -224,9 +232,7 @@ class ReplicaAgent:
         dtype: torch.dtype = torch.float32,
         device: Any = "cpu",
     ) -> None:
-        if not len(seeds):
-            raise InputError("there are no seeds: an agent has at least one replica")
-        self.spec, self.seeds, self.replicas = spec, tuple(map(int, seeds)), len(seeds)
+        self.spec, self.seeds, self.replicas = spec, check_seeds(seeds), len(seeds)
         self.config = check_config(config, self.replicas)
         self.dtype, self.device = dtype, torch.device(device)
         self.values = vectors(self.config, self.replicas, dtype, device)
@@ -254,6 +260,19 @@ class ReplicaAgent:
             else:
                 found[f"{name}/weights"] = weights_of(part).flat.detach()
         return found
+
+
+def check_seeds(seeds: Sequence[int]) -> tuple[int, ...]:
+    """Seeds as whole numbers; `InputError` where there are none, or one is something else."""
+    if not len(seeds):
+        raise InputError("there are no seeds: an agent has at least one replica")
+    try:
+        found = tuple(operator.index(seed) for seed in seeds)
+    except TypeError:
+        raise InputError(f"seeds are whole numbers: found {list(seeds)}") from None
+    if min(found) < 0:
+        raise InputError(f"seeds are 0 or more: found {min(found)}")
+    return found
 
 
 def weights_of(part: Any) -> Weights:
@@ -364,13 +383,28 @@ def select_state(agent: Agent, replicas: Sequence[int]) -> dict[str, Tensor]:
             found[name] = torch.cat([b[chosen].reshape(-1) for b in blocks(tensor, shapes)])
     return found
 
-# %% ../../nbs/train/04_agent.ipynb #b713b4ea
+# %% ../../nbs/train/04_agent.ipynb #9be48c14
 class HandOver(NamedTuple):
     """Names of tensors: `copied`, `left` behind in the source, `fresh` in the target."""
 
     copied: tuple[str, ...]
     left: tuple[str, ...]
     fresh: tuple[str, ...]
+
+
+def in_common(
+    given: Mapping[str, Any], taken: Mapping[str, Any], names: Sequence[str] | None = None
+) -> list[str]:
+    """What can be handed over from a state to another, by name; `InputError` if that is nothing."""
+    for name in names or ():
+        for side, found in (("the agent", taken), ("what is handed over", given)):
+            if not any(_wanted(key, [name]) for key in found):
+                raise InputError(f"{side} has no {name!r}: there are {', '.join(sorted(found))}")
+    common = [n for n in taken if n in given and _wanted(n, names)]
+    if not common:
+        heads = (", ".join(sorted({n.partition("/")[0] for n in side})) for side in (given, taken))
+        raise InputError("nothing can be handed over: from {} to {}".format(*heads))
+    return common
 
 
 def _wanted(name: str, names: Sequence[str] | None) -> bool:
@@ -383,14 +417,10 @@ def load_state(
     """Write tensors into an agent's state, in place: all that both have, or `names` of them.
 
     A name stands for itself and for all that begins with it and a slash. Raises `InputError` for a
-    name that one side lacks, and for tensors that do not fit.
+    name that one side lacks, for tensors that do not fit, and where nothing is in common.
     """
     ours = agent.state()
-    for name in names or ():
-        for side, found in (("the agent", ours), ("what is handed over", state)):
-            if not any(_wanted(key, [name]) for key in found):
-                raise InputError(f"{side} has no {name!r}: there are {', '.join(sorted(found))}")
-    copied = [n for n in ours if n in state and _wanted(n, names)]
+    copied = in_common(state, ours, names)
     for name in copied:
         if ours[name].shape != state[name].shape:
             raise InputError(
@@ -407,6 +437,50 @@ def load_state(
 def copy_state(source: Agent, target: Agent, names: Sequence[str] | None = None) -> HandOver:
     """Hand the state of `source`, optimisers included, over to `target`; see `load_state`."""
     return load_state(target, source.state(), names)
+
+
+def block_shapes(agent: Agent, name: str) -> Shapes:
+    """The blocks of a tensor of the state; without looking at memory, so on any device."""
+    parts, head = getattr(agent, "parts", {}), name.rpartition("/")[0]
+    while head and head not in parts:
+        head = head.rpartition("/")[0]
+    shape = tuple(agent.state()[name].shape)
+    try:
+        return dict(weights_of(parts[head]).shapes)
+    except (KeyError, AttributeError):
+        return {"": shape}
+
+
+def check_hand_over(source: Agent, target: Agent, names: Sequence[str] | None = None) -> None:
+    """`InputError` where the state of `source` cannot go over to `target`: which settings differ.
+
+    Looks at names and shapes alone: both may live on the device `meta`.
+    """
+    given, taken = source.state(), target.state()
+    for name in in_common(given, taken, names):
+        if given[name].shape == taken[name].shape:
+            continue
+        before, after = block_shapes(source, name), block_shapes(target, name)
+        layer = next((k for k in before if before[k] != after.get(k)), next(iter(before)))
+        shapes = [
+            tuple(found[layer][1:]) if layer in found else "none" for found in (before, after)
+        ]
+        told = f"{name}, {layer or 'a number'} of each replica: {shapes[0]}, then {shapes[1]}"
+        raise InputError(f"{told}{_told_settings(source.config, target.config)}")
+
+
+def _told_settings(before: Any, after: Any) -> str:
+    """Which settings that networks are made from differ, in words; empty if none does."""
+    if before is None or after is None:
+        return ""
+    ours = {rule.name: rule for rule in settings_of(after)}
+    found = []
+    for rule in settings_of(before):
+        one, two = getattr(before, rule.name), getattr(after, rule.name, None)
+        made = rule.kind in (int, tuple, bool) and not rule.vector
+        if rule.name in ours and made and one != two:
+            found.append(f"{rule.name} is {one}, then {two}")
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def select_replicas(agent: Agent, name: str, replicas: Sequence[int]) -> Agent:
