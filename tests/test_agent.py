@@ -26,6 +26,7 @@ from offrl_wb.train.agent import (
     blocks,
     check_batch,
     check_environment,
+    check_hand_over,
     copy_state,
     layouts,
     load_state,
@@ -183,6 +184,10 @@ def test_the_state_is_named_and_not_copied():
 def test_an_agent_needs_a_seed_and_settings_in_range():
     with pytest.raises(InputError, match=r"there are no seeds"):
         make(seeds=[])
+    for seeds, told in (([0.7], "seeds are whole numbers"), ([3, -1], "seeds are 0 or more")):
+        with pytest.raises(InputError, match=told):
+            make(seeds=seeds)
+    assert make(seeds=np.arange(2)).seeds == (0, 1)
     with pytest.raises(InputError, match=r"discount has 2 values and there are 3 replicas"):
         make(config=Config(discount=(0.9, 0.8)), seeds=[0, 1, 2])
     with pytest.raises(InputError, match=r"^members is 1"):
@@ -330,6 +335,21 @@ def test_a_hand_over_that_cannot_be_is_refused_and_changes_nothing():
     with pytest.raises(InputError, match=r"critic/weights has shape"):
         copy_state(make(seeds=[0, 1]), target)
     assert all(torch.equal(tensor, before[name]) for name, tensor in target.state().items())
+
+
+def test_shapes_and_settings_tell_beforehand_what_cannot_be_handed_over():
+    source, nowhere = make(), dict(device="meta")
+    check_hand_over(source, make(**nowhere))
+    for settings, told in (
+        (dict(hidden=(16,)), r"critic/weights, .*\(hidden is .*, then \(16,\)\)"),
+        (dict(members=5), r"critic/weights, .* of each replica: .*\(members is 3, then 5\)"),
+    ):
+        with pytest.raises(InputError, match=told):
+            check_hand_over(source, make(config=Config(**settings), **nowhere))
+    other = make()
+    other.parts = {"other": torch.zeros(1)}
+    with pytest.raises(InputError, match=r"nothing can be handed over: from actor, .* to other"):
+        check_hand_over(source, other)
 
 
 # Frozen where it diverged

@@ -201,8 +201,11 @@ class FakeStream:
         pass
 
 
-def test_on_cuda_the_second_run_captures_and_growth_captures_anew(monkeypatch):
-    source, agent, plain = filled_buffer(2), make(seeds=[0, 1]), make(seeds=[0, 1])
+@pytest.mark.parametrize("kind", ["buffer", "mixture"])
+def test_on_cuda_the_second_run_captures_and_growth_captures_anew(kind, monkeypatch):
+    agent, plain, buffer = make(seeds=[0, 1]), make(seeds=[0, 1]), filled_buffer(2)
+    source = Mixed(Transitions(make_log(), torch.float64), buffer, 0.5)
+    source = buffer if kind == "buffer" else source
     block = Block(agent, source, noise_for(agent, 8), 3, torch.tensor(0))
     monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
     monkeypatch.setattr(torch.cuda, "graph", FakeCapture)
@@ -214,7 +217,7 @@ def test_on_cuda_the_second_run_captures_and_growth_captures_anew(monkeypatch):
     noise, counts = noise_for(plain, 8), []
     for number in range(6):
         if number == 3:
-            source._grow(1000)
+            buffer._grow(1000)
         before = block.step.clone()
         block.noise.take(block.drawn)
         block._on_cuda()

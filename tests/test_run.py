@@ -1,5 +1,6 @@
 """Training runs: phases, hand-over, divergence, and the same numbers after kill -9."""
 
+import json
 import os
 import re
 import signal
@@ -18,7 +19,7 @@ import polars as pl
 import pytest
 import torch
 
-from offrl_wb.agents import bc, sac
+from offrl_wb.agents import bc, rlpd, sac
 from offrl_wb.core.errors import InputError
 from offrl_wb.data.collector import collect, uniform_policy
 from offrl_wb.data.dataset import Dataset
@@ -27,11 +28,11 @@ from offrl_wb.data.views import normalise
 from offrl_wb.nets.policies import load_policy
 from offrl_wb.train import checkpoints, run
 from offrl_wb.train.acting import Lives, environment_policies
-from offrl_wb.train.agent import Agent, agent_spec, make_agent, spec_of_spaces
+from offrl_wb.train.agent import Agent, agent_spec, make_agent, select_state, spec_of_spaces
 from offrl_wb.train.checkpoints import saved_state
 from offrl_wb.train.evaluation import Here, environment_maker, evaluate
 from offrl_wb.train.loop import Loop
-from offrl_wb.train.replay import OnlineBuffer
+from offrl_wb.train.replay import OnlineBuffer, Transitions
 from offrl_wb.train.run import Diverged, Phase, Run, Schedule, hand_over, train, warm_start
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,24 @@ def _one_thread_and_no_bar(monkeypatch: pytest.MonkeyPatch) -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class Killed(BaseException):
+    """In place of kill -9."""
+
+
+class Forgetful(gymnasium.Env):
+    """Takes its noise from a generator of its own, whatever the seed."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
+    noise = np.random.default_rng(0)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        return self.noise.random(3, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return self.noise.random(3, np.float32), 0.0, False, False, {}
 
 
 def small_sac(log: Dataset, seeds: Sequence[int] = (0, 1), **more: Any) -> Agent:
@@ -343,11 +362,90 @@ def test_a_run_without_a_replica_left_stops_and_names_the_loss(
     assert records["metric"].unique().to_list() == ["diverged"]
 
 
+ONLINE = (
+    Phase("random", 20, act="random", learn=False),
+    Phase("online", 40, act="policy", batch_size=8),
+)
+
+
+def test_a_replica_that_diverges_while_it_acts_leaves_the_others_alone(
+    log: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def go(rates: tuple[float, float]) -> Run:
+        agent = small_sac(log, config=replace(SMALL, critic_learning_rate=rates))
+        return train(agent, None, PENDULUM, ONLINE, episodes=0, log_every=30)
+
+    both, good = go((3e-4, 1e30)), go((3e-4, 1e-3))
+    assert [each.replica for each in both.diverged] == [1]
+    assert re.search(r"replica 1 \(seed 1\) diverged: \w+_loss is not", capsys.readouterr().err)
+    for one, other in zip(both.buffer.newest(60), good.buffer.newest(60), strict=True):
+        assert one is other is None or torch.equal(one[0], other[0])
+    mine, theirs = (select_state(found.agent, [0]) for found in (both, good))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
+    # after a stop it acts once as it was before, until the next update
+    assert both.buffer.newest(29).action[1].eq(0).all()
+    assert all(torch.isfinite(t).all() for t in both.agent.state().values())
+
+
+def test_a_healthy_replica_without_an_action_is_an_error(
+    log: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sac.SAC, "act", lambda agent, seen, noise: seen[..., :1] * np.nan)
+    with pytest.raises(InputError, match="action is not finite: nan"):
+        train(small_sac(log), None, PENDULUM, ONLINE[1:], episodes=0)
+
+
+def test_a_return_that_is_no_number_is_told(
+    log: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(Forgetful):
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+            return self.noise.random(3, np.float32), float("nan"), True, False, {}
+
+    phase = [Phase("offline", 5, batch_size=4)]
+    train(small_bc(log), log, Broken, phase, episodes=1, overlap=False)
+    assert "step 5: the return of replica 1 is not a number" in capsys.readouterr().err
+
+
+# Returns that are known once an episode has ended
+
+
+def with_returns(log: Dataset, folder: Path | None, environment: Any = PENDULUM) -> Run:
+    phase = Phase("online", 40, act="policy", batch_size=8, updates_per_step=0.7)
+    told = dict(episodes=0, log_every=5, checkpoint_seconds=0.0, return_discount=0.9)
+    return train(small_sac(log), None, environment, [phase], folder, **told)
+
+
+def test_updates_are_owed_until_every_replica_has_ended_an_episode(
+    log: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[int] = []
+    advance, step = Loop.advance, Lives.step
+    monkeypatch.setattr(Loop, "advance", lambda loop, n: (done.append(n), advance(loop, n))[1])
+    whole = with_returns(log, None)
+    assert done[:2] == [10, 1]  # the first 15 steps are an episode
+    assert sum(done) == 28
+
+    def killed(lives: Lives, actions: np.ndarray) -> Any:
+        done.append(0)
+        if done.count(0) in (9, 22):
+            raise Killed
+        return step(lives, actions)
+
+    monkeypatch.setattr(Lives, "step", killed)
+    for _ in range(2):
+        with pytest.raises(Killed):
+            with_returns(log, tmp_path)
+    assert same(with_returns(log, tmp_path), whole)
+
+
+def test_an_environment_without_an_end_is_told(log: Dataset) -> None:
+    told = "phase 'online': 28 updates are owed, because replica 0 has ended no episode in 40 steps"
+    with pytest.raises(InputError, match=told):
+        with_returns(log, None, Forgetful)
+
+
 # Going on
-
-
-class Killed(BaseException):
-    """In place of kill -9."""
 
 
 @pytest.fixture(scope="module")
@@ -493,20 +591,6 @@ def test_what_can_change_the_last_digits_is_told(
     assert "began with 1 threads and goes on with 7" in capsys.readouterr().err
 
 
-class Forgetful(gymnasium.Env):
-    """Takes its noise from a generator of its own, whatever the seed."""
-
-    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (3,), np.float32)
-    action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
-    noise = np.random.default_rng(0)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
-        return self.noise.random(3, np.float32), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        return self.noise.random(3, np.float32), 0.0, False, False, {}
-
-
 def test_an_environment_that_does_not_repeat_itself_is_told(
     log: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -516,7 +600,117 @@ def test_an_environment_that_does_not_repeat_itself_is_told(
     assert "Forgetful does not repeat itself from its seed" in capsys.readouterr().err
 
 
+def test_control_c_leaves_a_checkpoint_at_the_next_stop(
+    log: Dataset, whole: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, calls = Lives.step, 0
+
+    def pressed(lives: Lives, actions: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 14:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(lives, actions)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lives, "step", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            three(log, tmp_path, checkpoint_seconds=1e9)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert "interrupted after step 40" in capsys.readouterr().err
+    index = checkpoints.read_index(tmp_path / "checkpoint")
+    assert index is not None
+    assert index["place"]["step"] == 40
+    assert same(three(log, tmp_path), whole)
+
+
+def test_a_folder_takes_one_run_at_a_time(log: Dataset, tmp_path: Path) -> None:
+    phase = [Phase("offline", 5, batch_size=4)]
+
+    def again(agent: Agent, buffer: OnlineBuffer | None) -> dict[str, torch.Tensor]:
+        with pytest.raises(InputError, match=r"another run is training into .* just now"):
+            train(small_bc(log), log, None, phase, tmp_path)
+        return {"seen": torch.ones(2)}
+
+    found = train(small_bc(log), log, None, phase, tmp_path, watch=again)
+    assert values(found, "seen").tolist() == [[1, 1]]
+    train(small_bc(log), log, None, phase, tmp_path)
+
+
+def test_the_events_of_a_run_without_a_checkpoint_are_void(log: Dataset, tmp_path: Path) -> None:
+    place = tmp_path / "tensorboard" / "replica-0-seed-0"
+    place.mkdir(parents=True)
+    (place / "events.killed").write_bytes(b"")
+    phase = [Phase("offline", 5, batch_size=4)]
+    train(small_bc(log), log, None, phase, tmp_path, tensorboard=True)
+    for replica in range(2):  # the first event is the mark from which to purge: 0, not written
+        folder = place.with_name(f"replica-{replica}-seed-{replica}")
+        raw = next(p for p in folder.glob("events*") if p.stat().st_size).read_bytes()
+        assert b"\x3a\x02\x08\x01" in raw[:100]  # session_log: START
+
+
+def test_records_name_the_agent_that_there_is_then(log: Dataset) -> None:
+    wide = dict(actor_hidden=(8,), critic_hidden=(8,), critics=2, critic_layer_norm=False)
+    heir = rlpd.Config(**wide, updates=2, subset=1, discount=0.5)
+    phases = [THREE[0], replace(THREE[1], becomes=hand_over("rlpd", heir))]
+    told = dict(episodes=1, log_every=10, evaluate_every=20)
+    agent = small_sac(log, config=replace(SMALL, discount=(0.9, 0.99)))
+    records = train(agent, log, PENDULUM, phases, **told).records
+    rows = {name: records.filter(pl.col("system") == name) for name in ("sac", "rlpd")}
+    assert rows["sac"]["step"].max() == 20
+    assert rows["rlpd"]["step"].min() == 32
+    assert "evaluation/return" in rows["sac"]["metric"].to_list()
+    last = json.loads(rows["rlpd"].filter(pl.col("replica") == 1)["parameters"][0])
+    assert (last["discount"], last["sac.discount"], last["updates"]) == (0.5, 0.99, 2)
+
+
 # Bad input
+
+
+def test_a_hand_over_that_cannot_be_is_told_before_anything_is_trained(
+    log: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Loop, "advance", lambda *_: pytest.fail("an update was made"))
+    for heir, told in (
+        (hand_over("sacc"), "there is no agent 'sacc'"),
+        (hand_over("sac", replace(SMALL, critics=5)), r"\(critics is 2, then 5\)"),
+        (
+            hand_over("sac", replace(SMALL, critic_hidden=(9,))),
+            r"critic_hidden is \(8,\), then \(9,",
+        ),
+        (hand_over("sac", SMALL, ["nothing"]), "the agent has no 'nothing'"),
+        (hand_over("sac", replace(SMALL, discount=7.0)), "discount is 7.0"),
+    ):
+        phases = [THREE[0], THREE[1], replace(THREE[2], becomes=heir)]
+        with pytest.raises(InputError, match="phase 'online': sac cannot become .*" + told):
+            train(small_sac(log), log, PENDULUM, phases, episodes=0)
+    chain = [THREE[0], replace(THREE[1], becomes=hand_over("sac", SMALL)), THREE[2]]
+    chain[2] = replace(chain[2], becomes=hand_over("sac", replace(SMALL, critics=3)))
+    with pytest.raises(InputError, match="critics is 2, then 3"):
+        train(small_sac(log), log, PENDULUM, chain, episodes=0)
+
+
+def test_counts_may_be_of_any_whole_kind(log: Dataset, tmp_path: Path) -> None:
+    phase = Phase("a", np.int64(6), batch_size=np.int32(4), updates_per_step=np.float32(1))
+    told = dict(log_every=np.int64(3), return_discount=np.float32(0.5), episodes=np.int64(1))
+    for _ in range(2):
+        train(small_bc(log), log, PENDULUM, [phase], tmp_path, overlap=False, **told)
+    for name, value in (("log_every", 1.5), ("evaluate_every", -3), ("episodes", 2.0)):
+        with pytest.raises(InputError, match=f"{name} is {value}: pass a whole number"):
+            train(small_bc(log), log, PENDULUM, [phase], **{name: value})
+
+
+def test_a_state_with_nothing_in_common_is_refused_and_what_is_fresh_is_told(
+    log: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = small_bc(log).state()
+    with pytest.raises(InputError, match="nothing can be handed over: from other to actor"):
+        train(small_bc(log), log, None, THREE[:1], start={"other/weights": torch.ones(1)})
+    kept = {name: tensor.clone() for name, tensor in state.items() if name != "actor/adam/mean"}
+    train(small_bc(log), log, None, THREE[:1], start=kept)
+    assert "begins afresh, for the state to start from has none: actor/adam/mean" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -528,7 +722,10 @@ def test_an_environment_that_does_not_repeat_itself_is_told(
         ([Phase("a", 5, act="polcy")], "act is 'polcy': choose policy, mode, random"),
         ([Phase("a", 5, act="policy")], "it acts, and there is no environment"),
         ([Phase("a", 5, learn=False)], "it neither acts nor learns"),
+        ([Phase("a", 1e2)], "steps is 100.0: pass a whole number"),
         ([Phase("a", 5, batch_size=0)], "batch_size is 0"),
+        ([Phase("a", 5, batch_size=8.0)], "batch_size is 8.0: pass a whole number"),
+        ([Phase("a", 5, evaluate_every=-7)], "evaluate_every is -7"),
         ([Phase("a", 5, offline_share=1.5)], "offline_share is 1.5"),
         ([Phase("a", 5, updates_per_step=-1)], "updates_per_step is -1"),
     ],
@@ -561,8 +758,10 @@ def test_data_agent_and_environment_must_fit(log: Dataset) -> None:
         "MountainCarContinuous-v0",
         transitions=20,
     )
-    with pytest.raises(InputError, match="observations have size"):
+    with pytest.raises(InputError, match="observations have size 3 in the agent and 2 in the data"):
         train(small_bc(log), other, None, phase)
+    with pytest.raises(InputError, match=r"the data are torch.float64 on cpu, the agent is"):
+        train(small_bc(log), Transitions(log, torch.float64), None, phase)
     holed = log.with_columns(reward=np.where(np.arange(len(log)) == 7, np.nan, 0.0))
     with pytest.raises(InputError, match="reward is not a finite number at row 7"):
         train(small_bc(log), holed, None, phase)
@@ -579,6 +778,16 @@ def test_a_checkpoint_of_another_run_is_refused(log: Dataset, tmp_path: Path) ->
     ):
         with pytest.raises(InputError, match=told):
             again()
+
+
+def test_transitions_are_known_by_what_is_in_them(log: Dataset, tmp_path: Path) -> None:
+    phase = [Phase("a", 5, batch_size=4)]
+    for data in (log, Transitions(log)):
+        train(small_bc(log), data, None, phase, tmp_path)
+    other = Transitions(log.with_columns(reward=np.zeros(len(log))))
+    with pytest.raises(InputError, match="is of data"):
+        train(small_bc(log), other, None, phase, tmp_path)
+    assert run.agent_about(small_bc(log))["device"] == "cpu"
 
 
 def test_warm_start_leaves_out_phases_of_no_steps() -> None:

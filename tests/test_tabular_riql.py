@@ -184,8 +184,9 @@ def test_more_rows_cure_huber_s_loss_and_not_the_mean():
     assert set(sizes) == set(table.CONDITIONS)
     for values in sizes.values():
         assert values.shape == (3, 3, table.REPLICAS)
-        assert values[2, 1:].min() > 7, "Huber and RIQL with 500 rows of every pair"
-    assert sizes["dynamics", 0.1][2, 0].mean() > 7, "little bias: the mean is cured as well"
+        assert values[2, 1:].mean(axis=1).min() > 7.1, "Huber and RIQL with 500 rows of a pair"
+    small, large = sizes["dynamics", 0.1][[0, 2], 0]
+    assert bootstrap_interval(large - small).low > 3, "little bias: more rows help the mean too"
     assert sizes["dynamics", 0.3][2, 0].max() < 2, "much bias: it is not"
     again = table.returns_of(GRID, LEARNERS, [0], copies=64, element="dynamics", rate=0.3)
     assert sizes["dynamics", 0.3][1, :, 0] == pytest.approx(again[0], abs=0.5)

@@ -77,7 +77,7 @@ def dmsd_tasks(agents: Sequence[str] = tuple(ENTRIES), share: float = 1.0) -> li
         )
     return tasks
 
-# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #57f75487
+# %% ../../nbs/protocols/04_neorl2_dmsd.ipynb #3edbdd6d
 JUDGED, DISCOUNT = 200, 0.99
 
 
@@ -99,7 +99,7 @@ class Judge:
         block = Block(self.own, ahead, rows.rewards.astype(float), self.numbers)
         first = self.features(starts, policy.act(starts))
         found = linear_fitted_q(lambda: [block], first, DISCOUNT)
-        return found.value if found.contraction < 1 else float("nan")
+        return found.value if found.trusted else float("nan")
 
     @torch.no_grad()
     def believed(self, agent: Any) -> Tensor:

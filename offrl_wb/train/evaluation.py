@@ -7,11 +7,12 @@ __all__ = ['SUCCESS', 'LONGEST', 'Step', 'Environments', 'Copies', 'known_to_gym
            'Episodes', 'evaluation_seed', 'play', 'evaluate', 'one_thread', 'Evaluation', 'serve', 'WorkerLost',
            'Evaluator', 'Beside', 'Here']
 
-# %% ../../nbs/train/06_evaluation.ipynb #0030bec5
+# %% ../../nbs/train/06_evaluation.ipynb #cf8e10ff
 import importlib
 import os
 import pickle
 import pkgutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -314,7 +315,7 @@ def one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../../nbs/train/06_evaluation.ipynb #b48ffaf6
+# %% ../../nbs/train/06_evaluation.ipynb #fb8214d3
 @dataclass(frozen=True)
 class Evaluation:
     """How policies are evaluated: where, in how many episodes, and whether by their mode."""
@@ -344,6 +345,7 @@ def serve() -> None:
     """What a worker does: answer requests from standard input until there are no more."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an environment prints must not mix with the answers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which ends this
     if hasattr(os, "nice"):
         os.nice(5)
     source, requests = sys.stdin.buffer, Queue[bytes]()
@@ -430,7 +432,7 @@ class _Process:
             with suppress(OSError):
                 pipe.close() if pipe is not None else None
 
-# %% ../../nbs/train/06_evaluation.ipynb #edf51ea5
+# %% ../../nbs/train/06_evaluation.ipynb #a1c80e62
 class Evaluator(Protocol):
     """Takes policies to evaluate, and gives results in the order in which they were asked for."""
 
@@ -498,7 +500,10 @@ class Beside:
         words = self.process.last_words()
         self.process.close()
         if self.replaced:
-            raise WorkerLost(f"the evaluation worker died twice: {words}")
+            step, where = self.outstanding[0][0], self.evaluation.environment.name
+            raise WorkerLost(
+                f"evaluation in {where} at step {step}: the worker died twice: {words}"
+            )
         self.replaced, self.process = True, _Process(self.evaluation)
         for _, raw in self.outstanding:
             self.process.send(raw)
