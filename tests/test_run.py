@@ -673,7 +673,7 @@ def test_a_hand_over_that_cannot_be_is_told_before_anything_is_trained(
     monkeypatch.setattr(Loop, "advance", lambda *_: pytest.fail("an update was made"))
     for heir, told in (
         (hand_over("sacc"), "there is no agent 'sacc'"),
-        (hand_over("sac", replace(SMALL, critics=5)), r"\(critics is 2, then 5\)"),
+        (hand_over("sac", replace(SMALL, critics=5)), "critics is 2, then 5"),
         (
             hand_over("sac", replace(SMALL, critic_hidden=(9,))),
             r"critic_hidden is \(8,\), then \(9,",

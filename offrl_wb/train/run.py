@@ -701,7 +701,7 @@ def _stop(run: Training) -> None:
     if run.evaluator is not None:
         _collect(run, run.evaluator.finished())
 
-# %% ../../nbs/train/10_run.ipynb #06c45c27
+# %% ../../nbs/train/10_run.ipynb #af18bbad
 def _maybe_save(run: Training, last: bool) -> None:
     """Write a checkpoint if it is time."""
     if run.store is None:
@@ -812,6 +812,8 @@ def alone_in(folder: Path | None) -> Iterator[None]:
                 f"another run is training into {folder.parent} just now: wait for it, or take"
                 " another folder"
             ) from None
+        except OSError:  # a file system without locks
+            pass
         yield
     finally:
         os.close(handle)
