@@ -341,8 +341,14 @@ def test_shapes_and_settings_tell_beforehand_what_cannot_be_handed_over():
     source, nowhere = make(), dict(device="meta")
     check_hand_over(source, make(**nowhere))
     for settings, told in (
-        (dict(hidden=(16,)), r"critic, target, actor of another shape: hidden is .*, then \(16,\);"),
-        (dict(members=5), r"critic, target of another shape: members is 3, then 5; first crit.*then \(5, "),
+        (
+            dict(hidden=(16,)),
+            r"critic, target, actor of another shape: hidden is .*, then \(16,\);",
+        ),
+        (
+            dict(members=5),
+            r"critic, target of another shape: members is 3, then 5; first crit.*then \(5, ",
+        ),
     ):
         with pytest.raises(InputError, match=told):
             check_hand_over(source, make(config=Config(**settings), **nowhere))

@@ -387,6 +387,31 @@ def test_a_replica_that_diverges_while_it_acts_leaves_the_others_alone(
     assert all(torch.isfinite(t).all() for t in both.agent.state().values())
 
 
+def test_a_run_goes_on_bit_for_bit_with_a_diverged_replica(
+    log: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def go(folder: Path | None) -> Run:
+        agent = small_sac(log, config=replace(SMALL, critic_learning_rate=(3e-4, 1e30)))
+        told = dict(episodes=0, log_every=10, checkpoint_seconds=0.0)
+        return train(agent, None, PENDULUM, ONLINE, folder, **told)
+
+    whole, step, calls = go(None), Lives.step, 0
+
+    def killed(lives: Lives, actions: np.ndarray) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 44:
+            raise Killed
+        return step(lives, actions)
+
+    monkeypatch.setattr(Lives, "step", killed)
+    with pytest.raises(Killed):
+        go(tmp_path)
+    found = go(tmp_path)
+    assert same(found, whole)
+    assert torch.equal(found.buffer.newest(60).action, whole.buffer.newest(60).action)
+
+
 def test_a_healthy_replica_without_an_action_is_an_error(
     log: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

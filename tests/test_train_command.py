@@ -295,7 +295,7 @@ def test_the_state_of_an_earlier_run_is_a_beginning(made: Path, capsys: Capture)
 
 
 def test_a_log_without_bounds_takes_those_of_the_environment(made: Path, capsys: Capture) -> None:
-    words = ["train", "bc", *SHORT, "--data"]
+    words = ["train", "bc", *SHORT, "--episodes", "0", "--data"]
     assert run([*words, f"{made}/plain.npz"]) == 2
     assert "does not tell the bounds of its actions: pass --env, or" in capsys.readouterr().err
     assert run([*words, f"{made}/plain.npz", "--env", "Pendulum-v1"]) == 0

@@ -359,7 +359,7 @@ def data_collect(
     typer.echo(table, err=True)
     typer.echo(str(folder))
 
-# %% ../../nbs/app/09_cli.ipynb #4c0408a6
+# %% ../../nbs/app/09_cli.ipynb #d88c6ead
 PairsOption = list[str] | None
 
 
@@ -404,7 +404,7 @@ def train(
     offline_share: Annotated[
         float | None, typer.Option(help="Of an online batch, from the log; 0, of rlpd 0.5.")
     ] = None,
-    episodes: Annotated[int, typer.Option(help="Episodes of an evaluation.")] = 10,
+    episodes: Annotated[int, typer.Option(help="Episodes of an evaluation; 0: none.")] = 10,
     evaluate_every: Annotated[int, typer.Option(help="Steps between two evaluations.")] = 5_000,
     log_every: Annotated[int, typer.Option(help="Steps between two logs.")] = 1_000,
     env_option: Annotated[

@@ -39,9 +39,9 @@ from ..data.dataset import Dataset
 from ..data.collector import collect, uniform_policy
 from ..data.spec import ScoreReference, Spec
 
-# %% ../../nbs/app/22_collect_command.ipynb #1a733de8
+# %% ../../nbs/app/22_collect_command.ipynb #0c9b2b66
 SETS = ("random", "medium", "expert", "replay")
-STEPS = {"Pendulum-v1": 12_000, "InvertedPendulum-v5": 12_000}
+STEPS = {"Pendulum-v1": 12_000, "InvertedPendulum-v5": 30_000}
 STEPS |= {"Hopper-v5": 300_000, "HalfCheetah-v5": 300_000}
 REFERENCE_EPISODES = 100
 

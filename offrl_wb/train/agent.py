@@ -384,7 +384,7 @@ def select_state(agent: Agent, replicas: Sequence[int]) -> dict[str, Tensor]:
             found[name] = torch.cat([b[chosen].reshape(-1) for b in blocks(tensor, shapes)])
     return found
 
-# %% ../../nbs/train/04_agent.ipynb #0473c93b
+# %% ../../nbs/train/04_agent.ipynb #b49d01b3
 class HandOver(NamedTuple):
     """Names of tensors: `copied`, `left` behind in the source, `fresh` in the target."""
 
@@ -472,7 +472,7 @@ def check_hand_over(source: Agent, target: Agent, names: Sequence[str] | None = 
     )
 
 
-MADE_FROM = re.compile(r"hidden|layer_norm|critics|members|log_std|policy|squash|width|layers")
+MADE_FROM = re.compile(r"hidden|layer_norm|critics|members|log_std$|policy|squash|width|layers")
 
 
 def _told_settings(before: Any, after: Any) -> str:
