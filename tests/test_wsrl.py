@@ -30,7 +30,7 @@ from offrl_wb.agents.wsrl import (
     untrained_steps,
 )
 from offrl_wb.core.errors import InputError
-from offrl_wb.train.agent import AgentSpec, load_state, make_agent
+from offrl_wb.train.agent import AgentSpec, agent_module, load_state, make_agent
 from offrl_wb.train.replay import Batch, Transitions
 from offrl_wb.train.run import train
 from offrl_wb.worlds.u_maze import ENVIRONMENT, WAYPOINTS, UMaze, waypoint_ahead
@@ -193,6 +193,23 @@ def test_from_iql_actor_and_critics_go_over_and_the_mode_stays() -> None:
     assert torch.equal(q, old.critic_net(old.critic.frozen(), seen, new.act(seen)))
     with pytest.raises(InputError, match="squash_mean"):
         matched(replace(before, squash_mean=False))
+
+
+@pytest.mark.parametrize("name", ["sac_n", "sac", "rlpd", "cql"])
+def test_from_soft_actor_critics_everything_that_moves_the_policy_goes_over(name) -> None:
+    kind = agent_module(name).Config
+    before = kind(actor_hidden=(8,), critic_hidden=(8,), critics=3)
+    old = make_agent(name, MAZE, before, (0, 1))
+    new = heir(before)(old)
+    seen = torch.rand(2, 5, 2)
+    assert torch.equal(new.act(seen), old.act(seen))
+    assert torch.equal(new.state()["critic/weights"], old.state()["critic/weights"])
+
+
+@pytest.mark.parametrize("name", ["bc", "td3_bc", "riql"])
+def test_other_actors_are_refused_with_what_to_do(name) -> None:
+    with pytest.raises(InputError, match="wsrl goes on from cal_ql, cql"):
+        heir(agent_module(name).Config())
 
 
 @pytest.mark.parametrize(
