@@ -59,6 +59,7 @@ scale: $(READY)  ## the paper-scale experiments; resumable, two hours of two cor
 	$(BIN)/python -m offrl_wb.app.explore_glow .glow_gamma 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.ftpedel_scale .ftpedel_scale 2
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.theory.tabular_riql .tabular_riql_scale 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.agents.riql .riql_networks_scale
 	OMP_NUM_THREADS=1 $(BIN)/python -m offrl_wb.app.wsrl_scale .wsrl_scale 2
 
 benchmarks: $(READY)  ## timings; run them on a quiet machine
