@@ -7,12 +7,11 @@ __all__ = ['SUCCESS', 'LONGEST', 'Step', 'Environments', 'Copies', 'known_to_gym
            'Episodes', 'evaluation_seed', 'play', 'evaluate', 'one_thread', 'Evaluation', 'serve', 'WorkerLost',
            'Evaluator', 'Beside', 'Here']
 
-# %% ../../nbs/train/06_evaluation.ipynb #cf8e10ff
+# %% ../../nbs/train/06_evaluation.ipynb #0030bec5
 import importlib
 import os
 import pickle
 import pkgutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -315,7 +314,7 @@ def one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
 
-# %% ../../nbs/train/06_evaluation.ipynb #fb8214d3
+# %% ../../nbs/train/06_evaluation.ipynb #b48ffaf6
 @dataclass(frozen=True)
 class Evaluation:
     """How policies are evaluated: where, in how many episodes, and whether by their mode."""
@@ -345,7 +344,6 @@ def serve() -> None:
     """What a worker does: answer requests from standard input until there are no more."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what an environment prints must not mix with the answers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which ends this
     if hasattr(os, "nice"):
         os.nice(5)
     source, requests = sys.stdin.buffer, Queue[bytes]()
@@ -370,7 +368,7 @@ def serve() -> None:
         print(f"{type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
         os._exit(1)  # an ordinary end would trip over the thread that reads
 
-# %% ../../nbs/train/06_evaluation.ipynb #f1ed147a
+# %% ../../nbs/train/06_evaluation.ipynb #b37fc36c
 class WorkerLost(RuntimeError):
     """The evaluation worker died twice over one request."""
 
@@ -388,7 +386,10 @@ class _Process:
 
         threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")}
         places = os.pathsep.join(place or os.getcwd() for place in sys.path)
-        code = "from offrl_wb.train.evaluation import serve; serve()"
+        deaf = (
+            "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C ends us, not it
+        )
+        code = f"{deaf}; from offrl_wb.train.evaluation import serve; serve()"
         self.told = _nameless()
         self.process = subprocess.Popen(
             [sys.executable, "-c", code],
