@@ -200,8 +200,11 @@ def test_from_soft_actor_critics_everything_that_moves_the_policy_goes_over(name
     kind = agent_module(name).Config
     before = kind(actor_hidden=(8,), critic_hidden=(8,), critics=3)
     old = make_agent(name, MAZE, before, (0, 1))
+    with torch.no_grad():
+        old.temperature.weights.flat.fill_(1.1)
     new = heir(before)(old)
     seen = torch.rand(2, 5, 2)
+    assert torch.allclose(new.temperature.value(), old.temperature.value())
     assert torch.equal(new.act(seen), old.act(seen))
     assert torch.equal(new.state()["critic/weights"], old.state()["critic/weights"])
 
@@ -291,6 +294,19 @@ def test_every_arm_runs_and_counts_its_steps_from_the_switch(label, handed) -> N
     first = course.records.filter(metric="q/offline", step=25).sort("replica")["value"]
     now = course.records.filter(metric="q/offline", step=50).sort("replica")["value"]
     assert (first != now).all()
+    newest = course.records.filter(metric="q/newest", step=50).sort("replica")["value"]
+    assert (newest != now).all()
+
+
+@pytest.mark.parametrize("label", [name for name, arm in arms(30).items() if not arm.scratch])
+def test_an_arm_is_what_its_name_says(label) -> None:
+    arm = arms(30)[label]
+    first, then = arm_phases(TINY, arm)
+    assert (first.act, first.learn, first.steps) == (arm.way, False, max(arm.warm_up, 30) + 1)
+    assert (then.act, then.offline_share) == ("policy", arm.share)
+    assert first.becomes.name == {"sac": "wsrl"}.get(arm.objective, arm.objective)
+    assert ("half" in label) == (arm.share == 0.5)
+    assert ("random" in label) == (arm.way == "random")
 
 
 def test_processes_change_nothing(handed) -> None:
@@ -314,3 +330,4 @@ def test_the_companion_begins_where_the_offline_agent_ended(handed) -> None:
     assert np.array_equal(found.q, again.q)
     assert np.array_equal(found.q[0], drift(TINY, handed, 40, "sac", 10, 5).q[0])
     assert (found.q[0] != found.q[2]).all()
+    assert (found.q[2] != drift(TINY, handed, 60, "cal_ql", 10, 5).q[2]).all()

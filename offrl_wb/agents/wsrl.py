@@ -110,7 +110,7 @@ def untrained_steps(warm_up: int, rows: int, share: float = 0.0) -> int:
         raise InputError(f"warm_up is {warm_up} and the share {share}: 0 or more, and 0 to 1")
     return max(warm_up, round(rows * (1 - share))) + 1
 
-# %% ../../nbs/agents/10_wsrl.ipynb #36c78963
+# %% ../../nbs/agents/10_wsrl.ipynb #7971bed8
 NETWORKS = (
     *("actor_hidden", "critic_hidden", "critics", "actor_layer_norm", "critic_layer_norm"),
     *("log_std", "log_std_low", "log_std_high", "discount"),
@@ -130,6 +130,8 @@ def matched(before: Any, **changes: Any) -> Config:
                 " squash_mean: train one of these before it"
             )
         same |= dict(actor_hidden=before.hidden, critic_hidden=before.hidden, log_std="free")
+    else:  # the weight behind the temperature goes over, so it must mean the same
+        same["parametrisation"] = getattr(before, "parametrisation", "exp")
     plain = dict(
         actor_layer_norm=False, critic_layer_norm=False
     )  # of agents without such a setting
