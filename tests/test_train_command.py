@@ -214,7 +214,7 @@ def test_who_goes_on_takes_networks_and_discount_unless_told_otherwise() -> None
     assert (found.actor_hidden, found.critics, found.discount) == ((8,), 5, (0.9, 0.8))
     assert found.critic_layer_norm == before.critic_layer_norm
     assert (found.updates, found.polyak) == (rlpd.Config().updates, rlpd.Config().polyak)
-    with pytest.raises(InputError, match="wsrl cannot take over from td3_bc"):
+    with pytest.raises(InputError, match="wsrl goes on from cal_ql, cql"):
         heir_config("wsrl", td3_bc.Config(), {})
     with pytest.raises(InputError, match="'critcs'; did you mean critics"):
         heir_config("wsrl", before, {"critcs": "5"})

@@ -523,7 +523,8 @@ def edges_of(values: np.ndarray, most: int = 50) -> tuple[np.ndarray, np.ndarray
     whole = high - low < most and bool((values == np.round(values)).all())
     if whole:
         return np.histogram(values, np.arange(low - 0.5, high + 1))
-    if not np.isfinite(high - low) or high - low <= 1e-12 * max(abs(low), abs(high)):
+    least = max(1e-12 * max(abs(low), abs(high)), most * float(np.finfo(float).tiny))
+    if not np.isfinite(high - low) or high - low <= least:
         return np.array([len(values)]), np.array([low - 0.5, high + 0.5])
     return np.histogram(values, most)
 
