@@ -279,8 +279,7 @@ def test_figures_and_sliders_have_names_for_assistive_technology(show_dataset: S
     assert shown.page.get_by_role("status").filter(has_text="transitions in").count() >= 1
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK])
-@pytest.mark.parametrize("width", [1200, 800])
+@pytest.mark.parametrize(("width", "theme"), [(1200, LIGHT), (800, DARK)])
 def test_nothing_overflows_and_the_text_is_legible(
     show_dataset: SHOT, width: int, theme: str, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Each explorer in a real JupyterLab: a key on a slider moves the picture the right way."""
 
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -182,8 +183,7 @@ def test_one_round_steps_uncover_the_picture_and_the_world_decides_who_wins(show
     assert shown.problems == []
 
 
-@pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("theme", [LIGHT, DARK])
+@pytest.mark.parametrize(("name", "theme"), zip(SOURCES, cycle([LIGHT, DARK]), strict=False))
 def test_nothing_overflows_and_the_text_is_legible(
     show: Show, name: str, theme: str, tmp_path_factory: Any
 ) -> None:
