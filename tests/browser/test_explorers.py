@@ -183,7 +183,7 @@ def test_one_round_steps_uncover_the_picture_and_the_world_decides_who_wins(show
     assert shown.problems == []
 
 
-@pytest.mark.parametrize(("name", "theme"), zip(SOURCES, cycle([LIGHT, DARK]), strict=False))
+@pytest.mark.parametrize(("name", "theme"), list(zip(SOURCES, cycle([LIGHT, DARK]), strict=False)))
 def test_nothing_overflows_and_the_text_is_legible(
     show: Show, name: str, theme: str, tmp_path_factory: Any
 ) -> None:
